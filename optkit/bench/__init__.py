@@ -1,0 +1,1 @@
+"""The stopwatch: latency ratios that can be trusted."""

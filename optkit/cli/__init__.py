@@ -1,0 +1,1 @@
+"""Translates between a person and one function."""

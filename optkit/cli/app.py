@@ -1,0 +1,54 @@
+"""The command line: one typer app, one file a verb. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from optkit import __version__
+from optkit.cli.check import check
+from optkit.cli.door import usage_failure
+from optkit.cli.optimize import optimize
+
+app = typer.Typer(
+    name="optkit",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Makes a trained model smaller and faster on this machine, with proof that it still does its job.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"optkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(optimize)
+app.command()(check)
+
+
+def main() -> None:
+    """Entry point of the console script: run the verb, leave with an honest exit code."""
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        code = usage_failure(error, sys.argv)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,82 @@
+"""optkit optimize"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from optkit.cli import options as shared
+from optkit.cli.door import answer
+from optkit.cli.reports import report_writer
+
+
+def optimize(
+    model: Annotated[Path, typer.Argument(help="Model file, Hugging Face folder or bundle.")],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")] = "int8",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Bundle folder, or FILE.onnx. [default: MODEL.RECIPE]")
+    ] = None,
+    factory: shared.Factory = None,
+    signature: shared.Signature = None,
+    trust_pickle: shared.TrustPickle = False,
+    data: shared.Data = None,
+    metric: shared.Metric = None,
+    limit: shared.Limit = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="passes.ID.option=value. Repeatable.")
+    ] = None,
+    provider: shared.Provider = None,
+    threads: shared.Threads = None,
+    allow_synthetic_calibration: Annotated[
+        bool, typer.Option("--allow-synthetic-calibration", help="Calibrate on made-up inputs where there are no data.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A broken promise stops instead of rolling back.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Time original against result.")] = True,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Time cached decisions again.")] = False,
+    junit: shared.Junit = None,
+    markdown: shared.Markdown = None,
+    json: shared.JsonFlag = False,
+) -> None:
+    """Make a model smaller and faster by a recipe; the bundle is written only if the limits hold."""
+    asked = shared.given(
+        factory=factory,
+        signature=signature,
+        trust_pickle=trust_pickle,
+        data=data,
+        metric=metric,
+        limits=limit,
+        provider=provider,
+        threads=threads,
+        allow_synthetic_calibration=allow_synthetic_calibration,
+    )
+
+    def work() -> Any:
+        from optkit.cli.render import progress
+        from optkit.pipeline.optimize import execute
+        from optkit.pipeline.plan import default_output, make_plan
+        from optkit.pipeline.steps import Policy
+        from optkit.recipe.recipe import Recipe
+
+        chosen = Recipe.load(recipe, sets or ())
+        with progress() as watch:
+            watch("planning", 0, 0)
+            plan = make_plan(model, chosen, out or default_output(model, chosen), asked, force=force)  # type: ignore[arg-type]
+            policy = Policy(strict=strict, bench=bench, remeasure=remeasure, watch=watch)
+            return plan.facts() if dry_run else execute(plan, policy, force=force)
+
+    def show(result: Any) -> None:
+        from optkit.cli.render import show_manifest, show_plan
+
+        (show_plan if dry_run else show_manifest)(result)
+
+    def words(manifest: Any) -> str:
+        from optkit.report.markdown import markdown
+
+        return markdown(manifest)
+
+    writer = None if dry_run else report_writer(f"optkit optimize {model.name}", junit, markdown, words)
+    answer("optimize", json, work, show, on_end=writer)

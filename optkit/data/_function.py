@@ -1,0 +1,117 @@
+"""Samples from a user's function: ``pkg.module:fn`` or ``FILE.py:fn``. Runs code, so the user has to have named it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optkit.data._npz import ArrayReader
+from optkit.data._reader import did_you_mean
+from optkit.data.dataset import Arrays
+from optkit.errors import DataError, OptkitError
+
+_REFERENCE = re.compile(r"(?P<module>[\w.]+|.+\.py):(?P<name>[A-Za-z_]\w*)")
+
+
+def is_reference(text: str) -> bool:
+    """Whether a source reads as ``pkg.module:fn`` or ``FILE.py:fn``."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
+def open_function(source: str, *, base: Path, samples: int | None, sizes: Callable[[Arrays], int]) -> ArrayReader:
+    """Call the function and keep up to ``samples`` samples.
+
+    Args:
+        source: the reference.
+        base: the folder that ``FILE.py`` counts from.
+        samples: stop after so many; None = until the function ends.
+        sizes: number of samples in one item.
+
+    Raises:
+        DataError: it cannot be imported, raises, or does not yield dicts of arrays.
+    """
+    chunks: list[Arrays] = []
+    have = 0
+    for item in _items(source, base):
+        chunks.append(_checked(item, source, len(chunks)))
+        have += sizes(chunks[-1])
+        if samples is not None and have >= samples:
+            break
+    return ArrayReader(where=source, chunks=tuple(chunks))
+
+
+def first_item(source: str, *, base: Path) -> Arrays:
+    """The first item the function yields, or an empty dict."""
+    for item in _items(source, base):
+        return _checked(item, source, 0)
+    return {}
+
+
+def _items(source: str, base: Path) -> Iterator[Any]:
+    function = _load(source, base)
+    try:
+        made: Iterable[Any] = function()
+        yield from made
+    except OptkitError:
+        raise
+    except Exception as error:  # a user's own code may raise anything; it is their error, not a bug in optkit
+        raise DataError(
+            f"The data function {source} failed: {type(error).__name__}: {error}.",
+            expected="a function without arguments that returns an iterable of {input name: array}",
+            fix="call it on its own in Python and mend it",
+        ) from error
+
+
+def _checked(item: Any, source: str, number: int) -> Arrays:
+    if not isinstance(item, Mapping) or not item:
+        raise DataError(
+            f"Item {number} of the data function {source} is a {type(item).__name__}, not a dict of arrays.",
+            expected="dicts {input name: array}, each a batch with its sample axis",
+            fix="yield {'input name': array} for every model input",
+        )
+    return {str(name): np.asarray(value) for name, value in item.items()}
+
+
+def _load(source: str, base: Path) -> Callable[[], Iterable[Any]]:
+    match = _REFERENCE.fullmatch(source)
+    if match is None:
+        raise DataError(
+            f"'{source}' does not name a function.",
+            expected="pkg.module:fn or FILE.py:fn",
+            fix="write it like my_data.py:evaluation",
+        )
+    module = _module(match["module"], base, source)
+    function = getattr(module, match["name"], None)
+    if not callable(function):
+        raise DataError(
+            f"{match['module']} has no function '{match['name']}'{did_you_mean(match['name'], vars(module))}.",
+            expected="a function without arguments",
+            fix="check the name after the colon",
+        )
+    return function  # type: ignore[no-any-return]  # its signature is only known by calling it
+
+
+def _module(name: str, base: Path, source: str) -> Any:
+    try:
+        return _from_file(base / name) if name.endswith(".py") else importlib.import_module(name)
+    except Exception as error:  # importing runs a user's own code, which may raise anything
+        raise DataError(
+            f"The code of {source} cannot be imported: {type(error).__name__}: {error}.",
+            expected="an importable module, or a path to a .py file",
+            fix="check the path, and that `python -c 'import ...'` works in this environment",
+        ) from error
+
+
+def _from_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

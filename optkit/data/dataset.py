@@ -1,0 +1,60 @@
+"""A split's samples as batches: what every other room takes data as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Arrays = dict[str, Array]
+"""Input or output name -> array."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples, ready to feed."""
+
+    inputs: Arrays
+    """Input name -> array with the model's dtype. Rows beyond ``size`` are padding for a fixed batch size."""
+    size: int
+    """Real samples in this batch."""
+    labels: Array | None = None
+    """[size], or None."""
+    groups: Array | None = None
+    """[size], or None."""
+
+
+class Dataset(Protocol):
+    """The samples of one split. Plain and picklable: it crosses process borders."""
+
+    split: str
+    source: str
+    """For people: the path, or ``synthetic``."""
+    batch: int
+    synthetic: bool
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the samples, their order, the batch size and the preprocessing."""
+
+    @property
+    def labels(self) -> Array | None:
+        """[count], or None."""
+
+    @property
+    def groups(self) -> Array | None:
+        """[count], or None."""
+
+    def batches(self) -> Iterator[Batch]:
+        """All samples in order, streamed."""
+
+    def subset(self, indices: Array, split: str) -> Dataset:
+        """The samples at ``indices`` (int64[n]), under the name of another split."""

@@ -1,0 +1,300 @@
+"""Open the samples of one split, of whatever kind, for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from optkit.data._bind import Binding, bind, group_column, label_column
+from optkit.data._feed import constant_input, sample_axes
+from optkit.data._function import first_item, is_reference, open_function
+from optkit.data._images import ENDINGS, ImageReader, image_files, open_images
+from optkit.data._npz import open_npz, open_npz_dir, read_headers
+from optkit.data._reader import LABEL_NAMES, Reader, as_labels
+from optkit.data._samples import Samples
+from optkit.data._table import TableReader, TextReader
+from optkit.data.data_file import DataFile, find_data_file
+from optkit.data.dataset import Array, Arrays, Dataset
+from optkit.data.preprocess import parse_preprocess
+from optkit.data.spec import DataSource
+from optkit.errors import DataError
+from optkit.model.signature import Signature, TensorSpec
+
+__all__ = ["DataFile", "find_data_file", "infer_inputs", "open_dataset", "open_inputs"]
+
+Format = Literal["npz", "npz-dir", "images", "text", "csv", "jsonl", "function"]
+_ENDINGS: Mapping[str, Format] = {
+    ".npz": "npz",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    **dict.fromkeys(sorted(ENDINGS), "images"),
+}
+_FORMATS = "npz, npz-dir, images, text, csv, jsonl or function"
+
+
+def open_dataset(
+    split: str,
+    source: DataSource,
+    *,
+    signature: Signature,
+    base: Path,
+    preprocess: Mapping[str, Mapping[str, object]],
+    assets_dir: Path | None,
+    allow_code: bool,
+) -> Dataset:
+    """The samples of a source, fed to the inputs of a model. The first batch is read, so that misfits show here.
+
+    Args:
+        split: the name it gets.
+        source: where the samples are.
+        signature: the model's inputs; the sample axis of each is where this says ``batch``.
+        base: the folder that a relative source counts from.
+        preprocess: input name -> entry, as in a recipe.
+        assets_dir: the folder that paths in ``preprocess`` count from; None = ``base``.
+        allow_code: whether the source may be a function; only if a flag or a recipe named it.
+
+    Raises:
+        DataError: missing, of an unknown format, empty, or it does not fit the model.
+        PackageError: Pillow or tokenizers is needed and not installed.
+    """
+    if not signature.inputs:
+        raise DataError(
+            "The inputs of the model are not known, so no data can be fed to it.",
+            expected="a signature with at least one input",
+            fix="give one with --signature 'x=float32[batch,3,224,224]'",
+        )
+    kind = find_format(source, base)
+    reader = _open_reader(kind, source, base, signature, allow_code=allow_code)
+    dataset = _assemble(split, source, reader, signature, preprocess, base, assets_dir or base, kind)
+    next(dataset.batches())
+    return dataset
+
+
+def open_inputs(
+    path: Path,
+    *,
+    signature: Signature,
+    preprocess: Mapping[str, Mapping[str, object]],
+    assets_dir: Path | None,
+    batch: int = 8,
+) -> Dataset:
+    """What ``optkit run --input`` is given (image, folder, text, table or .npz) as a dataset called ``input``.
+
+    Raises:
+        DataError: see ``open_dataset``.
+    """
+    source = DataSource(source=str(path.absolute()), batch=batch)
+    return open_dataset(
+        "input",
+        source,
+        signature=signature,
+        base=Path.cwd(),
+        preprocess=preprocess,
+        assets_dir=assets_dir,
+        allow_code=False,
+    )
+
+
+def infer_inputs(source: DataSource, *, base: Path, allow_code: bool = False) -> tuple[TensorSpec, ...]:
+    """Input specs from the names, dtypes and shapes of arrays: axis 0 is ``batch``, all others are fixed.
+
+    Args:
+        source: npz, npz-dir (its first file) or a function (its first item).
+        base: the folder that a relative source counts from.
+        allow_code: whether a function may be called.
+
+    Raises:
+        DataError: the source says no dtypes (images, text, tables), or cannot be opened.
+    """
+    kind = find_format(source, base)
+    if kind == "function":
+        _check_code(source, allow_code)
+        arrays = first_item(source.source, base=base)
+        found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    elif kind in ("npz", "npz-dir"):
+        path = base / source.source
+        found = read_headers(path if kind == "npz" else open_npz_dir(path).files[0])
+    else:
+        raise DataError(
+            f"The inputs of the model are not known, and {source.source} ({kind}) does not say their dtypes and shapes.",
+            expected="a signature, or data as .npz",
+            fix="give one with --signature 'x=float32[batch,3,224,224]'",
+        )
+    beside = {source.groups, source.labels or next((name for name in LABEL_NAMES if name in found), None)}
+    renamed = {column: name for name, column in source.columns.items()}
+    return tuple(
+        TensorSpec(renamed.get(name, name), str(dtype), ("batch", *shape[1:]) if shape else ())
+        for name, (shape, dtype) in found.items()
+        if name not in beside or len(found) == 1
+    )
+
+
+def find_format(source: DataSource, base: Path) -> Format:
+    """The format of a source: as stated, else by what is at its path.
+
+    Raises:
+        DataError: nothing is there, or its format cannot be told.
+    """
+    path = (base / source.source).expanduser()
+    if source.format == "function" or (source.format is None and not path.exists() and is_reference(source.source)):
+        return "function"
+    if not path.exists():
+        raise DataError(
+            f"The data {path} do not exist.",
+            expected="a file or folder; a relative path counts from the file that states it, or from where you are",
+            fix="check the path",
+        )
+    found = source.format or (_format_of_folder(path) if path.is_dir() else _ENDINGS.get(path.suffix.lower()))
+    if found is None:
+        raise DataError(
+            f"The format of the data {path} cannot be told from its name and content.",
+            expected=f"{_FORMATS}; endings " + ", ".join(_ENDINGS),
+            fix="state it: `format: ...`",
+        )
+    _check_kind(path, found)
+    return found
+
+
+def _format_of_folder(path: Path) -> Format | None:
+    if next(path.glob("*.npz"), None) is not None:
+        return "npz-dir"
+    return "images" if image_files(path) else None
+
+
+def _check_kind(path: Path, kind: Format) -> None:
+    """A folder where the format wants a file, or the other way round."""
+    if kind != "images" and path.is_dir() != (kind == "npz-dir"):
+        raise DataError(
+            f"The data {path} are a {'folder' if path.is_dir() else 'file'}, which the format {kind} is not.",
+            expected="a folder for npz-dir, a folder or file for images, else a file",
+            fix="correct `format:` or the path",
+        )
+
+
+def _check_code(source: DataSource, allow_code: bool) -> None:
+    if not allow_code:
+        raise DataError(
+            f"The source '{source.source}' is code, which is not run from here.",
+            expected="a path to data",
+            fix="name the function with --data SPLIT=pkg.module:fn or in a recipe",
+        )
+
+
+def _open_reader(kind: Format, source: DataSource, base: Path, signature: Signature, *, allow_code: bool) -> Reader:
+    path = (base / source.source).expanduser()
+    if kind == "function":
+        _check_code(source, allow_code)
+
+        def sizes(item: Arrays) -> int:
+            return _item_size(item, source, signature)
+
+        return open_function(source.source, base=base, samples=source.samples, sizes=sizes)
+    if kind == "images":
+        labels = None if source.labels is None else (base / source.labels).expanduser()
+        return open_images(path, labels=labels, groups=source.groups)
+    if kind == "csv" or kind == "jsonl":
+        return TableReader(path, kind)
+    if kind == "text":
+        return TextReader(path)
+    return open_npz(path) if kind == "npz" else open_npz_dir(path)
+
+
+def _item_size(item: Arrays, source: DataSource, signature: Signature) -> int:
+    """Samples in one item of a function."""
+    for name, axis in sample_axes(signature).items():
+        array = item.get(source.columns.get(name, name))
+        if axis is not None and array is not None and array.ndim > axis:
+            return array.shape[axis]
+    return next((len(array) for array in item.values() if array.ndim), 1)
+
+
+def _assemble(
+    split: str,
+    source: DataSource,
+    reader: Reader,
+    signature: Signature,
+    preprocess: Mapping[str, Mapping[str, object]],
+    base: Path,
+    assets: Path,
+    kind: Format,
+) -> Samples:
+    if not reader.columns:
+        raise _empty(reader)
+    labels, groups = label_column(reader, source, signature), group_column(reader, source)
+    beside = [name for name in (labels, groups) if name is not None]
+    path = base if kind == "function" else (base / source.source).expanduser()
+    folder = path if path.is_dir() else path.parent
+    entries = parse_preprocess(preprocess)
+    binding = bind(reader, source, signature, entries, beside=beside, folder=folder, assets=assets)
+    reader = _bound(reader, binding, beside)
+    indices = _draw(reader, source, kind)
+    fixed = signature.fixed_batch()
+    return Samples(
+        split=split,
+        source=source.source,
+        batch=fixed or source.batch,
+        reader=reader if not isinstance(reader, ImageReader) else _narrowed(reader, indices),
+        feeds=binding.feeds,
+        order=tuple(spec.name for spec in signature.inputs),
+        indices=indices if not isinstance(reader, ImageReader) else np.arange(len(indices), dtype=np.int64),
+        constants=_constants(reader, binding, signature),
+        labels=_column(reader, labels, indices),
+        groups=_column(reader, groups, indices),
+        fixed=fixed is not None,
+    )
+
+
+def _bound(reader: Reader, binding: Binding, beside: list[str]) -> Reader:
+    axes: dict[str, int | None] = dict.fromkeys(beside, 0)
+    ranks: dict[str, int] = {}
+    for feed in binding.feeds:
+        axes.update(feed.axes)
+        ranks.update(feed.ranks)
+    axes.update({column: None for column in binding.constants.values()})
+    bound = reader.bound(axes, ranks)
+    if not bound.count:
+        raise _empty(bound)
+    return bound
+
+
+def _empty(reader: Reader) -> DataError:
+    return DataError(
+        f"The data {reader.where} hold no samples.",
+        expected="at least one sample",
+        fix="name another file, or check how this one was written",
+    )
+
+
+def _draw(reader: Reader, source: DataSource, kind: Format) -> Array:
+    """Sorted indices; of functions the first ones, because they were only called for so many."""
+    everything = np.arange(reader.count, dtype=np.int64)
+    if source.samples is None or source.samples >= reader.count:
+        return everything
+    if kind == "function":
+        return everything[: source.samples]
+    drawn = np.random.default_rng(source.seed).choice(reader.count, source.samples, replace=False)
+    return np.sort(drawn).astype(np.int64)
+
+
+def _narrowed(reader: ImageReader, indices: Array) -> ImageReader:
+    """Only the drawn images, so that nobody reads or digests the others."""
+    return replace(reader, files=tuple(reader.files[int(index)] for index in indices), labels=None, groups=None)
+
+
+def _column(reader: Reader, name: str | None, indices: Array) -> Array | None:
+    return None if name is None else as_labels(reader.read((name,), indices)[name])
+
+
+def _constants(reader: Reader, binding: Binding, signature: Signature) -> dict[str, Any]:
+    return {
+        name: constant_input(reader.constant(column), signature.input(name), parsed=reader.parsed)
+        for name, column in binding.constants.items()
+    }

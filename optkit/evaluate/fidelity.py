@@ -1,0 +1,276 @@
+"""How close one output of the result is to the same output of the original, streamed batch by batch.
+
+A row is one sample: axis 0 where its length is the batch size, else the whole array is one row a batch. The other axes
+are flattened, everything is computed in float64, and only one cosine a row is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf, log10, sqrt
+
+import numpy as np
+
+from optkit.data.dataset import Array, Batch
+from optkit.errors import DataError
+from optkit.evaluate.agreement import ClassScores
+from optkit.evaluate.rows import Float64, Mask, OutputOptions, dtype_name, find_mask, is_float, per_sample, select
+from optkit.model.manifest import OutputFidelity
+
+BLOCK = 1 << 18
+"""Elements compared at once: bounds the memory of the float64 copies, and keeps them in the CPU's cache."""
+
+CONSTANT = 1e-6
+"""An original whose standard deviation is below this share of its RMS is constant up to float32 noise."""
+
+
+class Fidelity:
+    """Accumulates one output; ``problems`` lists what no tolerance may excuse.
+
+    ``may_change`` holds what the passes declared: ``dtypes`` allows another float dtype, ``dims`` another shape (such
+    an output is then left out of the comparison).
+    """
+
+    def __init__(
+        self, name: str, options: OutputOptions | None = None, may_change: frozenset[str] = frozenset()
+    ) -> None:
+        self.name = name
+        self.rows = 0
+        self._options = options or OutputOptions()
+        self._may_change = may_change
+        self._dtype = ""
+        self._float = False
+        self._notes: dict[str, None] = {}
+        self._broken: dict[str, str] = {}
+        self._numbers = _Numbers()
+        self._equal = self._compared = 0
+        self._classes = ClassScores(name, self._options.classes)
+
+    @property
+    def problems(self) -> list[str]:
+        """Names, dtypes, shapes and non-finite values that differ, each with its first sample."""
+        return [*self._broken.values(), *self._numbers.problems(self.name)]
+
+    @property
+    def discrete(self) -> bool:
+        """True for integer, bool and string outputs."""
+        return not self._float
+
+    def update(self, original: Array, result: Array, batch: Batch) -> None:
+        """Add one batch. ``batch.inputs`` hold masks, ``batch.labels`` help to tell class scores.
+
+        Raises:
+            DataError: the options ask for a mask or pooling that this output does not allow.
+        """
+        self._dtype = self._dtype or dtype_name(original)
+        self._float = is_float(original)
+        rowwise = per_sample(original, batch.size)
+        rows = batch.size if rowwise else 1
+        if self._comparable(original, result):
+            if rowwise:
+                self._add(original, result, batch, self._mask(original, batch))
+            else:
+                self._notes["no sample axis: each batch is one row"] = None
+                self._add(original[None], result[None], Batch({}, 1), None)
+        self.rows += rows
+
+    def _mask(self, original: Array, batch: Batch) -> Mask | None:
+        name, mask = find_mask(self.name, original.shape, self._options, batch.inputs)
+        if mask is not None:
+            self._notes[f"masked by {name}"] = None
+        if self._options.pool is not None and original.ndim < 2:
+            raise DataError(
+                f"Output '{self.name}' {list(original.shape)} has no sequence axis to pool over.",
+                expected="[batch, seq, ...]",
+                fix=f"remove pool from outputs: {{{self.name}: ...}}",
+            )
+        return mask
+
+    def _comparable(self, original: Array, result: Array) -> bool:
+        names = dtype_name(original), dtype_name(result)
+        both_float = is_float(original) and is_float(result)
+        if names[0] != names[1] and not ("dtypes" in self._may_change and both_float):
+            self._break("dtype", f"the result has the dtype {names[1]}, the original {names[0]}")
+        if original.shape != result.shape:
+            what = "rank" if original.ndim != result.ndim else "shape"
+            text = f"the result has the {what} {list(result.shape)}, the original {list(original.shape)}"
+            if "dims" in self._may_change:
+                self._notes[f"not compared: {text}, as a pass declared"] = None
+            else:
+                self._break("shape", f"{text}, first in sample {self.rows}")
+            return False
+        return names[0] == names[1] or both_float
+
+    def _break(self, kind: str, text: str) -> None:
+        self._broken.setdefault(kind, f"output '{self.name}': {text}")
+
+    def _add(self, original: Array, result: Array, batch: Batch, mask: Mask | None) -> None:
+        if not self._float:
+            same = original == result
+            self._equal += int(np.count_nonzero(same if mask is None else same[mask]))
+            self._compared += same.size if mask is None else same[mask].size
+            return
+        width = max(1, original[:1].size)
+        for rows in _blocks(len(original), max(1, BLOCK // width)):
+            part = None if mask is None else mask[rows]
+            a, used = select(original[rows], part, self._options)
+            b, _ = select(result[rows], part, self._options)
+            labels = None if batch.labels is None else batch.labels[rows]
+            pooled = original.ndim - 1 if self._options.pool else original.ndim
+            if self._classes.may_be(original.shape[-1] if original.ndim else 1, pooled):
+                self._classes.update(a, b, used, labels, original.shape[-1])
+            self._numbers.update(a, b, used, self.rows + rows.start)
+
+    def result(self) -> OutputFidelity:
+        """The figures over all batches so far."""
+        facts = {"name": self.name, "dtype": self._dtype, "rows": self.rows}
+        if not self._float:
+            share = self._equal / self._compared if self._compared else None
+            return OutputFidelity(**facts, equal=share, note=self._note())
+        figures = self._numbers.figures()
+        return OutputFidelity(**facts, **figures, **self._classes.figures(), note=self._note(*self._numbers.notes()))
+
+    def _note(self, *more: str) -> str:
+        pooled = [f"{self._options.pool}-pooled"] if self._options.pool else []
+        return "; ".join([*pooled, *self._notes, *more])
+
+
+def _blocks(rows: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+class _Numbers:
+    """Errors, cosines, moments and non-finite values of the rows of one float output."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = self._moment = 0.0
+        """Of the original: running mean, and sum of squared distances from it."""
+        self._max = self._absolute = self._noise = self._signal = self._dot = self._power = 0.0
+        """Largest and summed |error|; sums of error², original², original·result, result²."""
+        self._cosines: list[Float64] = []
+        self._width = 0
+        self._excluded = 0
+        self._first: dict[str, tuple[int, int]] = {}
+        """Kind of non-finite difference -> (first sample, number of values)."""
+
+    def update(self, a: Float64, b: Float64, used: Mask | None, first_row: int) -> None:
+        """Add rows: original and result float64[n, width], and what of them counts."""
+        self._width = max(self._width, a.shape[1])
+        a, b, used = self._finite(a, b, used, first_row)
+        error = b - a
+        absolute = np.abs(error)
+        self._max = max(self._max, float(absolute.max(initial=0.0)))
+        self._absolute += float(absolute.sum())
+        sums = [np.einsum("ij,ij->i", x, y) for x, y in ((a, a), (b, b), (a, b), (error, error))]
+        self._signal, self._power, self._dot, self._noise = (
+            total + float(part.sum())
+            for total, part in zip((self._signal, self._power, self._dot, self._noise), sums, strict=True)
+        )
+        cosines = _cosine(*sums)
+        if used is not None:
+            cosines[~used.any(axis=1)] = np.nan
+        self._cosines.append(cosines)
+        self._moments(a, used)
+
+    def _finite(self, a: Float64, b: Float64, used: Mask | None, first: int) -> tuple[Float64, Float64, Mask | None]:
+        """Both with zeros where they are masked or not finite, and what is left."""
+        finite = np.isfinite(a) & np.isfinite(b)
+        if not finite.all():
+            counted = finite if used is None else used & finite
+            odd = ~finite if used is None else used & ~finite
+            same = (a == b) | (np.isnan(a) & np.isnan(b))
+            self._excluded += int((odd & same).sum())
+            was = np.isfinite(a)
+            self._report("NaN", odd & was & np.isnan(b), first)
+            self._report("Inf", odd & was & np.isinf(b), first)
+            self._report("", odd & ~same & ~was, first)
+            used = counted
+        if used is None:
+            return a, b, None
+        return np.where(used, a, 0.0), np.where(used, b, 0.0), used
+
+    def _report(self, kind: str, where: Mask, first: int) -> None:
+        if where.any():
+            sample, count = self._first.get(kind, (first + int(where.any(axis=1).argmax()), 0))
+            self._first[kind] = (sample, count + int(where.sum()))
+
+    def _moments(self, a: Float64, used: Mask | None) -> None:
+        """Chan, Golub & LeVeque 1979: merge the mean and squared distances of a block into the running ones."""
+        count = a.size if used is None else int(used.sum())
+        if not count:
+            return
+        mean = float(a.sum()) / count
+        centred = a - mean if used is None else np.where(used, a - mean, 0.0)
+        total = self._count + count
+        step = mean - self._mean
+        self._moment += float(np.einsum("ij,ij->", centred, centred)) + step * step * self._count * count / total
+        self._mean += step * count / total
+        self._count = total
+
+    def _scale(self) -> tuple[float, bool]:
+        """What errors are measured against: the original's standard deviation, or its RMS where it is constant."""
+        spread, rms = sqrt(self._moment / self._count), sqrt(self._signal / self._count)
+        return (rms, True) if spread <= CONSTANT * rms else (spread, False)
+
+    def figures(self) -> dict[str, float | int | None]:
+        """The fields of ``OutputFidelity`` that errors and cosines fill; empty when nothing was compared."""
+        if not self._count:
+            return {}
+        scale = self._scale()[0]
+        relative = self._max / scale if scale else (0.0 if self._max == 0 else inf)
+        return {
+            "max_error": self._max,
+            "mean_error": self._absolute / self._count,
+            "max_error_std": relative,
+            "sqnr_db": _decibel(self._signal, self._noise),
+            **self._cosine_figures(),
+        }
+
+    def _cosine_figures(self) -> dict[str, float | int | None]:
+        if self._width == 1:
+            sums = (np.array([x]) for x in (self._signal, self._power, self._dot, self._noise))
+            return {"cosine": float(_cosine(*sums)[0])}
+        cosines = np.concatenate(self._cosines)
+        worst = int(np.nanargmin(cosines))
+        return {
+            "cosine": float(np.nanmean(cosines)),
+            "cosine_p1": float(np.nanpercentile(cosines, 1)),
+            "cosine_worst": float(cosines[worst]),
+            "worst_sample": worst,
+        }
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know."""
+        if not self._count:
+            return ["nothing to compare"]
+        notes = ["one value a sample: cosine over all samples at once"] if self._width == 1 else []
+        if self._excluded:
+            notes.append(f"{self._excluded} values are NaN or Inf in both and left out")
+        if self._scale()[1] and self._signal:
+            notes.append("the original is constant: error over its RMS, not its standard deviation")
+        return notes
+
+    def problems(self, name: str) -> list[str]:
+        """One sentence for each kind of non-finite difference."""
+        return [
+            f"output '{name}': the result has {kind} where the original has none, first in sample {sample} "
+            f"({count} values)"
+            if kind
+            else f"output '{name}': the original has NaN or Inf where the result has something else, first in sample "
+            f"{sample} ({count} values)"
+            for kind, (sample, count) in self._first.items()
+        ]
+
+
+def _cosine(aa: Float64, bb: Float64, ab: Float64, ee: Float64) -> Float64:
+    """Cosine from sums of squares and products: 1 for equal rows (also all-zero ones), 0 where one is zero."""
+    norms = np.sqrt(aa) * np.sqrt(bb)
+    cosines: Float64 = np.clip(np.divide(ab, norms, out=np.zeros_like(ab), where=norms > 0), -1.0, 1.0)
+    return np.where(ee == 0, 1.0, cosines)
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return inf
+    return 10 * log10(signal / noise) if signal > 0 else -inf

@@ -1,0 +1,211 @@
+"""Is the result still the same model as the original? Streams both, batch by batch, into one verdict."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+
+from optkit.data.dataset import Arrays, Batch, Dataset
+from optkit.errors import DataError, GivenError
+from optkit.evaluate.checks import accuracy_limits, add_limits, budget_limits, no_limit_missed, would_pass
+from optkit.evaluate.fidelity import Fidelity
+from optkit.evaluate.limits import LabelledLimits, Limits
+from optkit.evaluate.metrics import Metric, metric_name, needs_labels
+from optkit.evaluate.rows import OutputOptions, trim
+from optkit.evaluate.scoring import PairedScore, fit_metric
+from optkit.model.manifest import LimitResult, MeasuredOn, MetricResult, Verdict
+from optkit.model.signature import Signature
+
+__all__ = ["OutputOptions", "add_limits", "budget_limits", "judge"]
+
+
+def judge(
+    original: Iterable[Arrays],
+    result: Iterable[Arrays],
+    dataset: Dataset,
+    *,
+    signature: Signature,
+    options: Mapping[str, OutputOptions] | None = None,
+    metric: Metric | None = None,
+    limits: Limits,
+    exact: bool,
+    dropped: Sequence[str] = (),
+    may_change: frozenset[str] = frozenset(),
+    fit: tuple[Dataset, Iterable[Arrays]] | None = None,
+) -> Verdict:
+    """Compare two models' outputs over a dataset, by accuracy limits alone.
+
+    Args:
+        original: the original's outputs, one dict a batch of ``dataset``, padding rows already removed.
+        result: the same of the result; both are consumed lazily and side by side.
+        dataset: what both were run on; gives labels, groups and masks.
+        signature: the original's; says where the sample axis of each input is.
+        options: output name -> how to compare it.
+        metric: task metric, measured where the data have the labels it needs.
+        limits: as stated; the defaults are added here (``Limits.resolved``).
+        exact: whether all passes promised to change nothing but float noise.
+        dropped: outputs that a pass removed by declaration.
+        may_change: ``outputs``, ``dims``, ``dtypes``, as the passes declared.
+        fit: labelled data and the original's outputs on it, for a metric that is fitted.
+
+    Raises:
+        DataError: a metric on synthetic data, a top-level ``metric_drop`` that cannot be checked, a metric without the
+            labels or fit data it needs, or a mask that does not fit.
+        GivenError: ``options`` name an output that is not there, or a user's metric fails.
+    """
+    scored = None if metric is None or _refusal(metric, limits, dataset) else metric
+    if metric is None and limits.metric_drop is not None:
+        raise DataError(
+            "The limit metric_drop cannot be checked: no metric is named.",
+            expected="a task metric and labelled data",
+            fix="add --metric NAME, or move the limit under labelled:",
+        )
+    if scored is not None:
+        fit_metric(scored, fit, signature)
+    comparison = _Comparison(dict(options or {}), frozenset(dropped), may_change)
+    paired = None if scored is None else PairedScore(scored)
+    for batch, before, after in comparison.aligned(dataset.batches(), original, result):
+        real = trim(batch, signature)
+        comparison.add(real, before, after)
+        if paired is not None and not comparison.problems:
+            paired.add(real, before, after)
+    comparison.check_options()
+    metrics = () if paired is None or comparison.problems else (paired.result(),)
+    return _verdict(comparison, dataset, metrics, limits, exact)
+
+
+def _refusal(metric: Metric, limits: Limits, dataset: Dataset) -> str:
+    """Why the metric is left out; empty when it is measured.
+
+    Raises:
+        DataError: it is not allowed to be left out.
+    """
+    name = metric_name(metric)
+    if dataset.synthetic:
+        raise DataError(
+            f"The metric {name} cannot be measured on synthetic data.",
+            expected="real, labelled samples",
+            fix="give some with --data evaluation=FILE, or leave out the metric",
+        )
+    if dataset.labels is not None or not needs_labels(metric):
+        return ""
+    if limits.metric_drop is None and limits.labelled is not None:
+        return "no labelled data"
+    raise DataError(
+        f"The metric {name} cannot be measured: the {dataset.split} data have no labels.",
+        expected="one label a sample",
+        fix="name the labels in the data source, or move the limit under labelled:",
+    )
+
+
+class _Comparison:
+    """Every output's fidelity, and what went wrong before any tolerance."""
+
+    def __init__(self, options: dict[str, OutputOptions], dropped: frozenset[str], may_change: frozenset[str]) -> None:
+        self.samples = 0
+        self.dropped = dropped
+        self._options = options
+        self._may_change = may_change
+        self._broken: dict[str, None] = {}
+        self._outputs: dict[str, Fidelity] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        """All problems so far, those of names first."""
+        return [*self._broken, *(text for output in self._outputs.values() for text in output.problems)]
+
+    @property
+    def outputs(self) -> list[Fidelity]:
+        """In the original's order."""
+        return list(self._outputs.values())
+
+    def aligned(
+        self, batches: Iterable[Batch], original: Iterable[Arrays], result: Iterable[Arrays]
+    ) -> Iterator[tuple[Batch, Arrays, Arrays]]:
+        """The three side by side; one that ends before the others is a problem."""
+        for number, (batch, before, after) in enumerate(zip_longest(batches, original, result)):
+            if batch is None or before is None or after is None:
+                who = [
+                    name
+                    for name, item in (("data", batch), ("original's outputs", before), ("result's outputs", after))
+                    if item is None
+                ]
+                self._broken[f"the {' and the '.join(who)} end after {number} batches, the others do not"] = None
+                return
+            yield batch, before, after
+
+    def add(self, batch: Batch, before: Arrays, after: Arrays) -> None:
+        """Compare the outputs of one batch by name."""
+        wanted = [name for name in before if name not in self.dropped]
+        for name in wanted:
+            output = self._outputs.setdefault(name, Fidelity(name, self._options.get(name), self._may_change))
+            if name in after:
+                output.update(before[name], after[name], batch)
+            else:
+                self._broken[f"output '{name}': missing in the result, first in sample {self.samples}"] = None
+        if "outputs" not in self._may_change:
+            for name in after.keys() - before.keys():
+                self._broken[f"output '{name}': the result has it, the original does not"] = None
+        self.samples += batch.size
+
+    def check_options(self) -> None:
+        """Options for an output that is not there are a mistake in the recipe."""
+        known = [*self._outputs, *self.dropped]
+        for name in self._options.keys() - set(known):
+            if not self._outputs:
+                return
+            close = difflib.get_close_matches(name, known, n=1)
+            raise GivenError(
+                f"The options under outputs: name '{name}', which is no output of the model.",
+                expected="one of " + ", ".join(known),
+                fix=f"did you mean '{close[0]}'?" if close else "remove it",
+            )
+
+    def finished_problems(self) -> tuple[str, ...]:
+        """All problems, also that there was nothing to compare."""
+        problems = self.problems
+        if not problems and not self.samples:
+            problems = ["there are no samples, so nothing was compared"]
+        elif not problems and not self._outputs:
+            problems = ["original and result share no output, so nothing was compared"]
+        return tuple(problems)
+
+
+def _verdict(
+    comparison: _Comparison, dataset: Dataset, metrics: tuple[MetricResult, ...], limits: Limits, exact: bool
+) -> Verdict:
+    outputs = tuple(output.result() for output in comparison.outputs)
+    problems = comparison.finished_problems()
+    discrete = any(output.discrete for output in comparison.outputs)
+    metric = metrics[0] if metrics else None
+    resolved = limits.resolved(exact, discrete=discrete)
+    checked = (
+        *accuracy_limits(resolved, outputs, metric),
+        *_labelled(resolved.labelled, outputs, metric, dataset),
+    )
+    return Verdict(
+        held=no_limit_missed(checked, problems),
+        outputs=outputs,
+        metrics=metrics,
+        limits=checked,
+        problems=problems,
+        dropped_outputs=tuple(sorted(comparison.dropped)),
+        measured_on=MeasuredOn(
+            split=dataset.split,
+            source=dataset.source,
+            samples=comparison.samples,
+            batch=dataset.batch,
+            synthetic=dataset.synthetic,
+        ),
+        would_pass=would_pass(checked),
+    )
+
+
+def _labelled(
+    limits: LabelledLimits | None, outputs: Sequence[object], metric: MetricResult | None, dataset: Dataset
+) -> tuple[LimitResult, ...]:
+    if limits is None:
+        return ()
+    unlabelled = "" if dataset.labels is not None or metric is not None else "not checked: no labelled data"
+    return accuracy_limits(limits, outputs, metric, prefix="labelled.", unlabelled=unlabelled)  # type: ignore[arg-type]

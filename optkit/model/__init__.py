@@ -1,0 +1,1 @@
+"""What travels between the rooms: models, their signatures, manifests and bundles."""

@@ -1,0 +1,110 @@
+"""Names, dtypes and shapes of a model's inputs and outputs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from optkit.errors import UsageError
+
+Dim = int | str
+"""A fixed size, or the name of a dynamic dimension (``batch``, ``seq``)."""
+
+BATCH_NAMES = frozenset({"batch", "batch_size", "batchsize", "n", "b", "bs", "batch_dim"})
+"""Names (lower case) that mark the sample axis."""
+
+_ENTRY = re.compile(r"\s*([\w.:/\-]+)\s*=\s*(\w+)\s*\[([^\]]*)\]\s*")
+_SHAPELESS = re.compile(r"\s*([\w.:/\-]+)\s*=\s*(\w+)\s*")
+DTYPES = frozenset(
+    "float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool string".split()
+)
+"""The dtype names a signature may use: numpy's, plus ``bfloat16`` and ``string``."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, numpy dtype name and shape (``None`` = unknown rank)."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None
+
+    @property
+    def batch_axis(self) -> int | None:
+        """The axis named like a batch (see ``BATCH_NAMES``), or None."""
+        for axis, dim in enumerate(self.shape or ()):
+            if isinstance(dim, str) and dim.lower() in BATCH_NAMES:
+                return axis
+        return None
+
+    def __str__(self) -> str:
+        dims = "?" if self.shape is None else ",".join(str(dim) for dim in self.shape)
+        return f"{self.name}={self.dtype}[{dims}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A model's inputs and outputs, in order. Empty outputs = not known before one run."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """True when inputs and outputs are both known."""
+        return bool(self.inputs) and bool(self.outputs)
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        """Names of the dynamic dimensions of the inputs, in order of appearance."""
+        names = (dim for spec in self.inputs for dim in spec.shape or () if isinstance(dim, str))
+        return tuple(dict.fromkeys(names))
+
+    def batch_axes(self) -> dict[str, int | None]:
+        """Input name -> its sample axis; None = a constant that every batch repeats.
+
+        The axis named like a batch wins. Where no input has one, it is axis 0 of every input that has axes.
+        """
+        named = {spec.name: spec.batch_axis for spec in self.inputs}
+        if any(axis is not None for axis in named.values()):
+            return named
+        return {spec.name: 0 if spec.shape else None for spec in self.inputs}
+
+    def fixed_batch(self) -> int | None:
+        """The batch size that is written into the model, or None when it may vary."""
+        axes = self.batch_axes()
+        for spec in self.inputs:
+            axis = axes[spec.name]
+            if axis is not None and spec.shape is not None and isinstance(spec.shape[axis], int):
+                return int(spec.shape[axis])
+        return None
+
+    def input(self, name: str) -> TensorSpec:
+        """The input of that name; KeyError when there is none."""
+        return {spec.name: spec for spec in self.inputs}[name]
+
+
+def parse_signature(text: str) -> tuple[TensorSpec, ...]:
+    """Parse ``'x=float32[batch,3,224,224]; mask=int64[batch,seq]'`` into input specs.
+
+    Names as dimensions are dynamic; ``name=dtype`` without brackets, or with empty ones, is a scalar.
+
+    Raises:
+        UsageError: an entry is not of that form, a dtype is unknown, or a name comes twice.
+    """
+    specs: list[TensorSpec] = []
+    for entry in filter(str.strip, re.split(r"[;\n]|,(?![^\[]*\])", text)):
+        match = _ENTRY.fullmatch(entry) or _SHAPELESS.fullmatch(entry)
+        if match is None or match[2] not in DTYPES:
+            raise UsageError(
+                f"The signature entry '{entry.strip()}' cannot be read.",
+                expected="name=dtype[dim,dim,...] with a dtype of " + ", ".join(sorted(DTYPES)),
+                fix="write it like --signature 'x=float32[batch,3,224,224]'",
+            )
+        dims = match[3] if match.lastindex == 3 else ""
+        shape = tuple(int(dim) if dim.isdigit() else dim for dim in re.split(r"\s*,\s*", dims.strip()) if dim)
+        specs.append(TensorSpec(match[1], match[2], shape))
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"The signature names an input twice: {', '.join(names)}.", fix="name each input once")
+    return tuple(specs)

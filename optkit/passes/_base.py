@@ -1,0 +1,127 @@
+"""What a pass is: a frozen, typed sentence that turns one model into another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from optkit.model.manifest import Ratio, Verdict
+from optkit.model.model import Form, Model
+from optkit.model.target import Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from optkit.data.dataset import Arrays, Dataset
+
+PassKind = Literal["exact", "lossy", "trains"]
+Aspect = Literal["outputs", "dims", "dtypes"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did."""
+
+    model: Model
+    changed: int
+    """How many things were changed; 0 = no effect, and ``skipped`` or ``notes`` say why."""
+    changes: Sequence[tuple[str, str]] = ()
+    """(where, what) for each thing changed."""
+    skipped: Sequence[tuple[str, str]] = ()
+    """(where, reason) for each thing left alone that the user might expect to change."""
+    notes: Sequence[str] = ()
+    session: Mapping[str, str] = field(default_factory=dict)
+    """onnxruntime session config entries this result wants; later steps override earlier ones."""
+    decisions: Sequence[Mapping[str, Any]] = ()
+    """What was chosen by measuring, with the times."""
+
+
+class Context(Protocol):
+    """What a pass may know and use beside its input. The pipeline builds it."""
+
+    original: Model
+    workdir: Path
+    """A fresh folder of this step's own; write the result there."""
+    target: Target
+    seed: int
+
+    def batches(self, split: str) -> Dataset:
+        """The samples of a split; DataError when there are none (calibration on synthetic data needs a flag)."""
+
+    def run(
+        self, model: Model, batches: Dataset, outputs: Sequence[str] | None = None
+    ) -> Iterator[Arrays]:
+        """Outputs by name, batch by batch. ``outputs`` may name inner tensors of an ONNX model."""
+
+    def load_torch(self, model: Model) -> nn.Module:
+        """The live module of a torch model, in eval mode."""
+
+    def to_onnx(self, model: Model) -> Model:
+        """The model exported by the recipe's own export pass (cached)."""
+
+    def time(self, models: Sequence[Model]) -> list[Ratio]:
+        """Latency of each model against the first, in separate interleaved processes."""
+
+    def judge(self, model: Model) -> Verdict:
+        """Compare with the original on the search split only."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell whoever watches how far this pass is."""
+
+
+class Pass(BaseModel):
+    """One step of a recipe. The fields are its options; subclasses state the class facts below."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    forms: ClassVar[Mapping[Form, Form]]
+    """Form it takes -> form it gives."""
+    kind: ClassVar[PassKind]
+    """exact: equal up to float noise; lossy: may move within the limits; trains: changes weights by training."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Import names of packages beyond the core that it uses."""
+    may_change: ClassVar[frozenset[Aspect]] = frozenset()
+    """What of outputs, dims, dtypes may differ afterwards."""
+    for_speed: ClassVar[bool] = True
+    """Whether it is there to make the model faster, so that a slower result is rolled back."""
+    uses_target: ClassVar[bool] = False
+    """Whether the result depends on provider or CPU features; then they are part of the cache key."""
+    uses_data: ClassVar[tuple[str, ...]] = ()
+    """Splits it reads; the plan refuses when they are missing, and their digest is part of the cache key."""
+
+    @classmethod
+    def name(cls) -> str:
+        """The recipe key: the class name in kebab-case."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    @classmethod
+    def title(cls) -> str:
+        """First line of the class docstring: help text, schema title, lineage line."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+    def sentence(self) -> str:
+        """The pass with the options that differ from their defaults, as in a recipe."""
+        given = ", ".join(
+            f"{key}: {value}" for key, value in self.model_dump(mode="json", exclude_defaults=True).items()
+        )
+        return f"{self.name()}: {{{given}}}" if given else self.name()
+
+    def applies(self, model: Model, target: Target) -> str:
+        """Empty, or the reason why it cannot work on this model; asked in the plan, before any work."""
+        del model, target
+        return ""
+
+    def __call__(self, model: Model, ctx: Context) -> Outcome:
+        """Turn ``model`` into another one below ``ctx.workdir``.
+
+        Raises:
+            PassError: it cannot be done; says what, and what to do.
+        """
+        raise NotImplementedError
+
+

@@ -1,0 +1,114 @@
+"""Opening and saving ONNX models as onnx-ir graphs: weights stay on disk until somebody reads them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optkit.errors import PassError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def load_ir(path: Path) -> ir.Model:
+    """The model with its external weights memory-mapped, and no initializer left that a caller could override.
+
+    Raises:
+        ModelError: no ONNX model, or its external data are missing, too short or outside its folder.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveInitializersFromInputsPass
+
+    from optkit.model.onnx_file import load_structure
+
+    model = ir.serde.deserialize_model(load_structure(path))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    RemoveInitializersFromInputsPass()(model)
+    return model
+
+
+def inline(model: ir.Model) -> ir.Model:
+    """The same model without local functions, so that every node can be seen."""
+    from onnx_ir.passes.common import InlinePass
+
+    return InlinePass()(model).model if model.functions else model
+
+
+def raise_opset(model: ir.Model, minimum: int) -> ir.Model:
+    """The model at opset ``minimum``, or as it is when it has that or a later one.
+
+    Raises:
+        PassError: onnx's version converter does not know an operator of the model.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    version = model.opset_imports.get("", minimum)
+    if version >= minimum:
+        return model
+    try:
+        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), minimum))
+    except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).split("failed: ")[-1].strip()
+        raise PassError(
+            f"The model's opset {version} cannot be raised to {minimum}: {reason}",
+            expected=f"a model of opset {minimum} or later",
+            fix=f"export it again with opset {minimum} or later",
+        ) from error
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Drop nodes and weights that nothing needs any more, and make every name unique."""
+    from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+    NameFixPass()(model)
+
+
+def save_ir(model: ir.Model, path: Path) -> None:
+    """Write ``path``, with weights of more than ``EXTERNAL_ABOVE`` bytes in ``<name>.data`` beside it."""
+    import onnx_ir as ir
+
+    from optkit.model.onnx_file import EXTERNAL_ABOVE
+
+    if weight_bytes(model) > EXTERNAL_ABOVE:
+        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+        return
+    ir.external_data.load_to_model(model)
+    ir.save(model, path)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers, those of subgraphs included."""
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
+
+def op_counts(model: ir.Model) -> Counter[str]:
+    """How many nodes of each type, with subgraphs and functions; contrib ops as ``com.microsoft.Gelu``."""
+    nodes = [*model.graph.all_nodes(), *(node for body in model.functions.values() for node in body.all_nodes())]
+    return Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
+
+
+def node_label(node: ir.Node) -> str:
+    """The node's name, or its type and first output where it has none."""
+    return node.name or f"{node.op_type} -> {node.outputs[0].name}"
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array of an initializer or a Constant node's output, as a view where possible; None for anything computed."""
+    import onnx_ir as ir
+
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def count_changes(before: Counter[str], after: Counter[str]) -> list[tuple[str, str]]:
+    """(type, ``12 -> 3``) for every type of node whose number differs."""
+    kinds = sorted(before.keys() | after.keys())
+    return [(kind, f"{before[kind]} -> {after[kind]}") for kind in kinds if before[kind] != after[kind]]

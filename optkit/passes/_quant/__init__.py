@@ -1,0 +1,1 @@
+"""Working parts that the quantizing passes share."""

@@ -1,0 +1,94 @@
+"""Finds passes by name: the public files of this package, and entry points of the group ``optkit.passes``."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from optkit.errors import PackageError, RecipeError
+from optkit.passes._base import Pass
+
+GROUP = "optkit.passes"
+"""Entry-point group of third-party passes: ``my-pass = "my_package.my_pass:MyPass"``."""
+
+EXTRA_OF = {
+    "torch": "torch",
+    "onnxruntime": "cpu",
+    "transformers": "hf",
+    "tokenizers": "hf",
+    "safetensors": "hf",
+    "sklearn": "data",
+    "PIL": "data",
+}
+"""Import name -> the extra of optkit that brings it."""
+
+
+@cache
+def _own() -> dict[str, str]:
+    files = Path(__file__).parent.glob("[a-z]*.py")
+    return {file.stem.replace("_", "-"): file.stem for file in sorted(files)}
+
+
+@cache
+def _third_party() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in _own()}
+
+
+def names() -> list[str]:
+    """Names of all passes, as recipes write them, without importing any."""
+    return sorted([*_own(), *_third_party()])
+
+
+def find(name: str) -> type[Pass]:
+    """The pass class of that name.
+
+    Raises:
+        RecipeError: no such pass; lists the alternatives.
+    """
+    if name in _own():
+        module = import_module(f"optkit.passes.{_own()[name]}")
+        return next(
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, Pass) and value.__module__ == module.__name__
+        )
+    if name in _third_party():
+        return _load_third_party(name)
+    close = difflib.get_close_matches(name, names(), n=1)
+    raise RecipeError(
+        f"There is no pass '{name}'.",
+        expected="one of " + ", ".join(names()),
+        fix=f"did you mean '{close[0]}'?" if close else "see: optkit passes list",
+    )
+
+
+def _load_third_party(name: str) -> type[Pass]:
+    point = _third_party()[name]
+    try:
+        found = point.load()
+    except Exception as error:  # noqa: BLE001  a plugin may raise anything while it is imported
+        raise PackageError(
+            f"The pass '{name}' of {point.value} cannot be imported: {type(error).__name__}: {error}",
+            fix=f"mend or uninstall the package that provides {point.value}",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise PackageError(
+            f"The entry point '{name}' of {point.value} is no pass.",
+            expected="a subclass of optkit.Pass",
+            fix="point the entry point at the class",
+        )
+    return found
+
+
+def missing_packages(cls: type[Pass]) -> list[str]:
+    """Import names that the pass needs and that are not installed."""
+    return [need for need in cls.needs if find_spec(need) is None]
+
+
+def pip_hint(package: str) -> str:
+    """The command that installs an import name."""
+    extra = EXTRA_OF.get(package)
+    return f"pip install 'optkit[{extra}]'" if extra else f"pip install {package}"

@@ -1,0 +1,1 @@
+"""Calls passes in order and holds them to their word."""

@@ -1,0 +1,172 @@
+"""The content-addressed cache: results of passes, outputs of originals, facts. Entries are verified by digest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+from optkit.errors import UsageError
+from optkit.model.bundle import write_error
+from optkit.model.digest import sha256_files
+
+DEFAULT_CAP = 20 * 10**9
+"""Bytes; ``OPTKIT_CACHE_SIZE`` overrides, in GB."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cached result, for ``optkit cache ls``."""
+
+    key: str
+    what: str
+    """Pass name, or what else it holds."""
+    size_bytes: int
+    used: float
+    """Unix time of the last use."""
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """sha256 over plain facts, independent of their order."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Cache:
+    """Folders by key below one root. Safe for several processes at a time."""
+
+    def __init__(self, root: Path, cap_bytes: int = DEFAULT_CAP) -> None:
+        self.root = root
+        self.cap_bytes = cap_bytes
+
+    @classmethod
+    def default(cls) -> Cache:
+        """``$OPTKIT_CACHE``, else the user's cache folder; the cap from ``$OPTKIT_CACHE_SIZE`` (GB)."""
+        from platformdirs import user_cache_path
+
+        root = os.environ.get("OPTKIT_CACHE")
+        size = os.environ.get("OPTKIT_CACHE_SIZE")
+        try:
+            cap = int(float(size) * 10**9) if size else DEFAULT_CAP
+        except ValueError as error:
+            raise UsageError(
+                f"OPTKIT_CACHE_SIZE={size} is no number.", expected="gigabytes, like 20", fix="set or unset it"
+            ) from error
+        return cls(Path(root) if root else user_cache_path("optkit"), cap)
+
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Only one process at a time works on a key."""
+        folder = self.root / "locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f"{key[:40]}.lock")
+            lock.acquire()
+        except OSError as error:
+            raise write_error(error, self.root) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def workdir(self) -> Iterator[Path]:
+        """A fresh folder on the cache's filesystem; gone afterwards, whatever happens."""
+        base = self.root / "work"
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            self._sweep(base)
+            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base))
+        except OSError as error:
+            raise write_error(error, self.root) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def get(self, key: str) -> Path | None:
+        """The verified folder of a key, or None. A damaged entry is removed."""
+        folder = self._folder(key)
+        try:
+            entry = json.loads((folder / "entry.json").read_text())
+            whole = all(sha256_files([folder / name]) == digest for name, digest in entry["digests"].items())
+        except (OSError, ValueError, KeyError):
+            whole = False
+        if not whole:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        os.utime(folder / "entry.json")
+        return folder
+
+    def put(self, key: str, made: Path, what: str) -> Path:
+        """Move a finished folder into the cache, and evict the least recently used beyond the cap."""
+        files = sorted(path for path in made.rglob("*") if path.is_file())
+        digests = {str(path.relative_to(made)): sha256_files([path]) for path in files}
+        size = sum(path.stat().st_size for path in files)
+        try:
+            (made / "entry.json").write_text(json.dumps({"what": what, "size": size, "digests": digests}))
+            folder = self._folder(key)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+        except OSError as error:
+            raise write_error(error, self.root) from error
+        self._evict(keep=key)
+        return folder
+
+    def get_facts(self, key: str) -> Any:
+        """The plain data put under a key, or None."""
+        folder = self.get(key)
+        return None if folder is None else json.loads((folder / "facts.json").read_text())
+
+    def put_facts(self, key: str, facts: Any, what: str) -> None:
+        """Keep plain data under a key."""
+        with self.workdir() as folder:
+            made = folder / "facts"
+            made.mkdir()
+            (made / "facts.json").write_text(json.dumps(facts))
+            self.put(key, made, what)
+
+    def entries(self) -> list[Entry]:
+        """All entries, most recently used first."""
+        found = []
+        for file in (self.root / "entries").glob("*/*/entry.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                entry = json.loads(file.read_text())
+                found.append(Entry(file.parent.name, entry["what"], entry["size"], file.stat().st_mtime))
+        return sorted(found, key=lambda entry: -entry.used)
+
+    def remove(self, keys: list[str] | None = None) -> list[Entry]:
+        """Remove the entries whose key starts with one of ``keys``; all of them for None."""
+        gone = [e for e in self.entries() if keys is None or any(e.key.startswith(key) for key in keys)]
+        for entry in gone:
+            shutil.rmtree(self._folder(entry.key), ignore_errors=True)
+        return gone
+
+    def _folder(self, key: str) -> Path:
+        return self.root / "entries" / key[:2] / key
+
+    def _evict(self, keep: str) -> None:
+        total = 0
+        for entry in self.entries():
+            total += entry.size_bytes
+            in_use = time.time() - entry.used < 600
+            if total > self.cap_bytes and entry.key != keep and not in_use:
+                shutil.rmtree(self._folder(entry.key), ignore_errors=True)
+
+    def _sweep(self, base: Path) -> None:
+        """Remove what killed processes left behind."""
+        for folder in base.iterdir():
+            owner = folder.name.split("-")[0]
+            if owner.isdigit() and not psutil.pid_exists(int(owner)):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""The verdict alone: a result against its original."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from optkit.errors import ModelError
+from optkit.evaluate.judge import OutputOptions, add_limits, budget_limits
+from optkit.evaluate.limits import Limits
+from optkit.model.manifest import Manifest, Ratio, Verdict
+from optkit.model.model import Model
+from optkit.pipeline.cache import Cache
+from optkit.pipeline.context import judge_on, time_candidates
+from optkit.pipeline.gather import complete_inputs, gather, open_splits
+from optkit.pipeline.job import Job
+from optkit.pipeline.plan import Options, as_limits, as_target, check_metric, open_given, probe
+from optkit.pipeline.reference import original_target
+from optkit.runner.providers import require
+
+
+def compare(original: str | Path | Model, result: str | Path | Model, **options: Unpack[Options]) -> Verdict:
+    """Judge a result against its original.
+
+    Limits count in this order: the option, the bundle's manifest, the defaults. Data likewise: the option, the
+    original's ``data.yaml``, the bundle's recipe; made-up inputs as a last resort, which the verdict then says.
+
+    Args:
+        original: a path, or an opened Model; options such as ``factory`` are about this one.
+        result: a path (a bundle, or any model file), or an opened Model.
+        options: see ``Options``.
+
+    Raises:
+        OptkitError: something given is wrong. A missed limit is no error here: look at ``Verdict.held``.
+    """
+    job, opened = comparison(original, result, options)
+    verdict = judge_on(job, opened, job.splits["evaluation"])
+    ratio, peak, note = _timing(job, opened)
+    return add_limits(
+        verdict,
+        budget_limits(
+            job.limits,
+            ratio=ratio,
+            size_bytes=opened.size_bytes,
+            original_bytes=job.original.size_bytes,
+            peak_mb=peak,
+            timing_note=note,
+        ),
+    )
+
+
+def comparison(original: str | Path | Model, result: str | Path | Model, options: Options) -> tuple[Job, Model]:
+    """The job of judging ``result``, and ``result`` opened."""
+    first = open_given(original, options)
+    second = result if isinstance(result, Model) else Model.open(result)
+    manifest = read_manifest(second.path)
+    recipe = manifest.recipe if manifest else {}
+    gathered = gather(first, flags=options.get("data") or _recipe_data(recipe), metric=options.get("metric"))
+    metric = gathered.metric or recipe.get("metric")
+    target = as_target(None, options)
+    require(target.provider)
+    first = complete_inputs(first, gathered)
+    stated = Limits.model_validate(recipe.get("limits", {}))
+    job = Job(
+        original=first,
+        target=target,
+        splits=open_splits(first, gathered, target, seed=options.get("seed", 0), search=False),
+        limits=stated.merged(as_limits(options.get("limits"))),
+        exact=_exact(manifest),
+        cache=options.get("cache") or Cache.default(),
+        outputs={name: OutputOptions.model_validate(spec) for name, spec in recipe.get("outputs", {}).items()},
+        metric=metric,
+        metric_code=gathered.metric_code,
+    )
+    check_metric(job)
+    return Job(**{**vars(job), "original": probe(job)}), second
+
+
+def read_manifest(model_path: Path) -> Manifest | None:
+    """The manifest beside a bundle's model, or None where there is none.
+
+    Raises:
+        ModelError: it is there and cannot be read.
+    """
+    file = (model_path if model_path.is_dir() else model_path.parent) / "manifest.json"
+    if not file.is_file():
+        return None
+    try:
+        return Manifest.model_validate(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ModelError(
+            f"The manifest {file} cannot be read: {str(error).splitlines()[0]}.",
+            expected="the manifest.json that optkit wrote",
+            fix="make the bundle again with optkit optimize",
+        ) from error
+
+
+def _recipe_data(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The evaluation data of the bundle's recipe, where they still are on this machine."""
+    evaluation = recipe.get("data", {}).get("evaluation")
+    if evaluation is None or not Path(evaluation["source"]).exists():
+        return None
+    from optkit.data.spec import DataSource
+
+    return {"evaluation": DataSource.model_validate(evaluation)}
+
+
+def _exact(manifest: Manifest | None) -> bool:
+    """Whether the bundle's whole chain was exact; a foreign result is not assumed to be."""
+    if manifest is None:
+        return False
+    from optkit.passes._registry import find
+
+    return all(find(step.name).kind == "exact" for step in manifest.steps if step.status == "changed")
+
+
+def _timing(job: Job, result: Model) -> tuple[Ratio | None, float | None, str]:
+    """Timed only where a limit asks for it: check is about accuracy first."""
+    limits = job.limits
+    if limits.speedup is None and limits.latency_ms is None and limits.memory_mb is None:
+        return None, None, "not timed: no speed limit was stated"
+    candidates = [(job.original, original_target(job.original, job.target)), (result, job.target)]
+    timed = time_candidates(job, candidates, 4.0)[1]
+    return timed.ratio, timed.peak_mb, ""

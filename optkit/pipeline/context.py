@@ -1,0 +1,172 @@
+"""What a pass gets to know and use: the real Context, bound to one job and one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optkit.data.dataset import Arrays, Dataset
+from optkit.errors import PassError
+from optkit.evaluate.judge import judge
+from optkit.model.manifest import Ratio, Verdict
+from optkit.model.model import Model
+from optkit.model.target import Target
+from optkit.pipeline.job import Job
+from optkit.pipeline.reference import original_outputs
+from optkit.runner.open import open_runner, run_dataset
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total): told to whoever watches."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The Progress of those who do not watch."""
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Implements ``optkit.passes._base.Context`` for one step."""
+
+    job: Job
+    workdir: Path
+    step: str
+    watch: Progress = silent
+
+    @property
+    def original(self) -> Model:
+        """The model as it was given."""
+        return self.job.original
+
+    @property
+    def target(self) -> Target:
+        """The machine the result is for."""
+        return self.job.target
+
+    @property
+    def seed(self) -> int:
+        """Of every random choice."""
+        return self.job.seed
+
+    def batches(self, split: str) -> Dataset:
+        """The samples of a split; ``sample`` is one small batch of whatever data there are."""
+        return sample_of(self.job) if split == "sample" else self.job.split(split)
+
+    def run(self, model: Model, batches: Dataset, outputs: Sequence[str] | None = None) -> Iterator[Arrays]:
+        """Outputs by name, batch by batch; ``outputs`` may name inner tensors of an ONNX model."""
+        with open_runner(model, self.job.target, outputs=outputs) as runner:
+            yield from run_dataset(runner, batches)
+
+    def load_torch(self, model: Model) -> nn.Module:
+        """The live module of a torch model, in eval mode."""
+        from optkit.model.load_torch import load_module
+
+        return load_module(model)
+
+    def to_onnx(self, model: Model) -> Model:
+        """The model exported by the recipe's own export pass (cached)."""
+        from optkit.pipeline.steps import export
+
+        return export(self.job, model)
+
+    def time(self, models: Sequence[Model]) -> list[Ratio]:
+        """Latency of each model against the first, in separate interleaved processes."""
+        return time_models(self.job, models)
+
+    def judge(self, model: Model) -> Verdict:
+        """Compare with the original on the search split only."""
+        return judge_on(self.job, model, self.job.split("search"))
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell whoever watches how far this pass is."""
+        self.watch(self.step, done, total)
+
+
+def sample_of(job: Job) -> Dataset:
+    """At most two samples, real ones where there are any."""
+    dataset = job.splits.get("search") or job.splits["evaluation"]
+    return dataset.subset(np.arange(min(2, dataset.count)), "sample")
+
+
+def judge_on(job: Job, model: Model, dataset: Dataset, dropped: Sequence[str] = ()) -> Verdict:
+    """The accuracy verdict on a model against the original, on one dataset."""
+    metric = job.load_metric() if dataset.labels is not None else None
+    fit = None
+    if metric is not None and "fit" in job.splits:
+        fit = (job.splits["fit"], original_outputs(job, job.splits["fit"]))
+    with open_runner(model, job.target) as runner:
+        return judge(
+            original_outputs(job, dataset),
+            run_dataset(runner, dataset),
+            dataset,
+            signature=job.original.signature,
+            options=job.outputs,
+            metric=metric,
+            limits=job.limits,
+            exact=job.exact,
+            dropped=dropped,
+            fit=fit,
+        )
+
+
+def time_models(job: Job, models: Sequence[Model], budget_s: float = 4.0) -> list[Ratio]:
+    """Latency of each model against the first, on real inputs where there are any."""
+    return [timed.ratio for timed in time_candidates(job, [(model, job.target) for model in models], budget_s)]
+
+
+def time_candidates(job: Job, candidates: Sequence[tuple[Model, Target]], budget_s: float):  # type: ignore[no-untyped-def]
+    """As ``time_models``, with a target each and everything the stopwatch found."""
+    from optkit.bench.ratio import Candidate, compare_latency
+
+    inputs, described = bench_inputs(job)
+    chosen = [Candidate(model=model, target=target, session=model.session) for model, target in candidates]
+    return compare_latency(chosen, inputs, budget_s=budget_s, described=described)
+
+
+def bench_inputs(job: Job, count: int = 4) -> tuple[list[Arrays], str]:
+    """A few batches to rotate through, and what they are in words."""
+    dataset = bench_dataset(job)
+    inputs = [batch.inputs for batch, _ in zip(dataset.batches(), range(count), strict=False)]
+    full = [item for item in inputs if _rows(item) == _rows(inputs[0])]
+    shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in full[0].items())
+    return full, f"{'synthetic' if dataset.synthetic else 'real'}, {shapes}"
+
+
+def bench_dataset(job: Job) -> Dataset:
+    """The search split, or synthetic inputs at the shapes the target asks for."""
+    if not job.target.shapes:
+        return job.splits.get("search") or job.splits["evaluation"]
+    from optkit.data.synthetic import synthetic
+
+    batch = job.target.shapes.get("batch", job.splits["evaluation"].batch)
+    signature = job.original.signature
+    return synthetic(signature, split="search", shapes=job.target.shapes, count=4 * batch, batch=batch, seed=job.seed)
+
+
+def _rows(inputs: Arrays) -> tuple[int, ...]:
+    return tuple(len(array) if array.ndim else 0 for array in inputs.values())
+
+
+def with_session(model: Model, session: dict[str, str]) -> Model:
+    """The model with the session entries it wants added to those it has."""
+    return replace(model, session={**model.session, **session})
+
+
+def require_model(model: Model, where: Path) -> None:
+    """A pass's result must lie in its own folder.
+
+    Raises:
+        PassError: it does not.
+    """
+    if where.resolve() not in model.path.resolve().parents:
+        raise PassError(
+            f"The pass wrote its result to {model.path}, outside its own folder.",
+            expected=f"a path below {where}",
+            fix="report this to the author of the pass",
+        )

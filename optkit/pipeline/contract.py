@@ -1,0 +1,134 @@
+"""Holds every pass to its word: the promised form, a session that loads and runs, kept outputs, measured drift."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optkit.data.dataset import Arrays, Dataset
+from optkit.errors import GivenError
+from optkit.evaluate.judge import judge
+from optkit.evaluate.limits import Limits
+from optkit.model.manifest import Drift, Verdict
+from optkit.model.model import Model
+from optkit.passes._base import Pass
+from optkit.pipeline.job import Job
+from optkit.pipeline.reference import original_outputs, original_target
+from optkit.runner.open import open_runner, run_dataset
+
+EXACT_TOLERANCE = 1e-3
+"""Largest error over the output's standard deviation that counts as float noise."""
+
+EXACT_TOLERANCE_LOSSY = 0.05
+"""The same behind a lossy pass, where float noise flips the rounding of quantized values."""
+
+CHECK_SAMPLES = 32
+"""Samples each step is checked on (of the search split); the final verdict sees the whole evaluation split."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the contract found after one pass."""
+
+    problem: str = ""
+    """Empty, or why the step cannot stay."""
+    breach: bool = False
+    """The problem is an exact pass that moved the outputs."""
+    drift: Drift | None = None
+
+
+def check_split(job: Job) -> Dataset:
+    """The few samples that every step is checked on."""
+    dataset = job.splits.get("search") or job.splits["evaluation"]
+    return dataset.subset(np.arange(min(CHECK_SAMPLES, dataset.count)), "search")
+
+
+def check_step(job: Job, before: Model, after: Model, pass_: Pass, *, lossy_before: bool) -> Check:
+    """Run the step's result on a few real samples and compare it with the original, and with the step before it."""
+    dataset = check_split(job)
+    promised = pass_.forms.get(before.form)
+    if after.form != promised:
+        return Check(f"it promised the form {promised} and gave {after.form}")
+    try:
+        _validate(after)
+        with open_runner(after, original_target(after, job.target)) as runner:
+            results = list(run_dataset(runner, dataset))
+    except GivenError as error:
+        return Check(f"its result does not run: {error.message}")
+    dropped = _dropped(job, results) if "outputs" in pass_.may_change else ()
+    verdict = _compare(job, original_outputs(job, dataset), results, dataset, dropped)
+    if verdict.problems and not pass_.may_change:
+        return Check(verdict.problems[0])
+    drift = _drift(verdict)
+    if pass_.kind != "exact":
+        return Check(drift=drift)
+    moved = verdict if not lossy_before else _compare(job, _outputs(job, before, dataset), results, dataset, dropped)
+    return _exactness(moved, drift, EXACT_TOLERANCE_LOSSY if lossy_before else EXACT_TOLERANCE)
+
+
+def _exactness(moved: Verdict, drift: Drift | None, tolerance: float) -> Check:
+    worst = max(moved.outputs, key=lambda o: o.max_error_std or 0.0, default=None)
+    unequal = next((o for o in moved.outputs if o.equal is not None and o.equal < 1), None)
+    if worst is not None and not (worst.max_error_std or 0.0) <= tolerance:
+        return Check(
+            f"it should keep the outputs but moved {worst.name} by {worst.max_error_std:.2g} of its standard "
+            f"deviation (allowed: {tolerance:g})",
+            breach=True,
+            drift=drift,
+        )
+    if unequal is not None and tolerance <= EXACT_TOLERANCE:
+        share = 1 - (unequal.equal or 0.0)
+        return Check(f"it should keep the outputs but changed {share:.2%} of {unequal.name}", breach=True, drift=drift)
+    return Check(drift=drift)
+
+
+def _validate(model: Model) -> None:
+    """onnx's own checker, on the file, so that external data stay on disk.
+
+    Raises:
+        GivenError: the file breaks the ONNX specification.
+    """
+    if model.form != "onnx":
+        return
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(model.path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise GivenError(f"the ONNX checker says: {str(error).strip().splitlines()[0]}") from error
+
+
+def _outputs(job: Job, model: Model, dataset: Dataset) -> Iterator[Arrays]:
+    with open_runner(model, original_target(model, job.target)) as runner:
+        yield from run_dataset(runner, dataset)
+
+
+def _dropped(job: Job, results: Sequence[Arrays]) -> tuple[str, ...]:
+    have = set(results[0]) if results else set()
+    return tuple(spec.name for spec in job.original.signature.outputs if spec.name not in have)
+
+
+def _compare(
+    job: Job, original: Iterator[Arrays], result: Sequence[Arrays], dataset: Dataset, dropped: Sequence[str]
+) -> Verdict:
+    return judge(
+        original,
+        result,
+        dataset,
+        signature=job.original.signature,
+        options=job.outputs,
+        limits=Limits(),
+        exact=True,
+        dropped=dropped,
+    )
+
+
+def _drift(verdict: Verdict) -> Drift | None:
+    """The worst output by cosine, else by error."""
+    outputs = [o for o in verdict.outputs if o.cosine is not None or o.max_error_std is not None]
+    if not outputs:
+        return None
+    worst = min(outputs, key=lambda o: (1.0 if o.cosine is None else o.cosine, -(o.max_error_std or 0.0)))
+    return Drift(output=worst.name, cosine=worst.cosine, max_error_std=worst.max_error_std)

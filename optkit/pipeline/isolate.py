@@ -1,0 +1,101 @@
+"""Runs a function in a child process where memory or safety asks for it, and watches peak memory of the tree."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import psutil
+
+from optkit.errors import PassError
+from optkit.model.model import Model
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ISOLATE_BYTES = 10**9
+"""Models above this size are worked on in a child process, so that its memory goes back to the system."""
+
+
+def needs_child(model: Model) -> bool:
+    """True for models over 1 GB, and for TorchScript, whose code is the file's own."""
+    return model.size_bytes > ISOLATE_BYTES or model.kind == "torchscript"
+
+
+def isolated(use_child: bool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``function`` here, or in a fresh process (arguments and result are pickled).
+
+    Raises:
+        PassError: the child died, as it does when the machine runs out of memory.
+    """
+    if not use_child:
+        return function(*args, **kwargs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_quiet_child) as pool:
+        future = pool.submit(function, *args, **kwargs)
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise PassError(
+                "The worker process died without a word, most likely out of memory.",
+                expected="enough memory for this model",
+                fix="close other programs, or use a machine with more memory",
+            ) from error
+        except BaseException:
+            _kill(pool)
+            raise
+
+
+def _quiet_child() -> None:
+    """Ctrl-C is the parent's business: it ends the child."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class Peak:
+    """Highest resident memory seen, MB over the process tree."""
+
+    mb: float = 0.0
+
+
+@contextmanager
+def watched_memory(interval: float = 0.02) -> Iterator[Peak]:
+    """Sample the resident memory of this process and its children while the block runs."""
+    peak, done, me = Peak(), threading.Event(), psutil.Process()
+
+    def sample() -> None:
+        while not done.is_set():
+            peak.mb = max(peak.mb, _tree_mb(me))
+            done.wait(interval)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def _tree_mb(me: psutil.Process) -> float:
+    total = 0
+    with suppress(psutil.Error):
+        for process in [me, *me.children(recursive=True)]:
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total / 1e6

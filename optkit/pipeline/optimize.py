@@ -1,0 +1,179 @@
+"""The main job: plan, run the passes, judge, time, and put the bundle in place only if the limits hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Unpack
+
+from optkit.errors import AccuracyMissed, BudgetMissed, OptkitError
+from optkit.evaluate.judge import add_limits, budget_limits
+from optkit.model.manifest import LimitResult, Manifest, StepRecord, Timing, Verdict
+from optkit.model.model import Model
+from optkit.passes._base import Pass
+from optkit.pipeline.cache import key_of
+from optkit.pipeline.context import judge_on, time_candidates
+from optkit.pipeline.environment import artifact, environment
+from optkit.pipeline.isolate import isolated, needs_child
+from optkit.pipeline.job import Job
+from optkit.pipeline.plan import Options, Plan, make_plan
+from optkit.pipeline.publish import publish
+from optkit.pipeline.reference import ensure_reference, original_target
+from optkit.pipeline.steps import Policy, export, run_steps
+from optkit.recipe.recipe import Recipe
+
+BENCH_BUDGET_S = 5.0
+"""Seconds of the final measurement."""
+
+
+def optimize(
+    model: str | Path | Model,
+    recipe: str | Path | Recipe | Pass | Sequence[Pass],
+    output: str | Path | None = None,
+    *,
+    force: bool = False,
+    policy: Policy | None = None,
+    **options: Unpack[Options],
+) -> Manifest:
+    """Make a model smaller and faster, with proof that it still does its job.
+
+    Args:
+        model: a path, or an opened Model.
+        recipe: a shipped recipe's name, a YAML file, a Recipe, or passes.
+        output: the bundle's folder, or a path ending in ``.onnx`` for the model alone; None = write nothing.
+        force: replace an existing output.
+        policy: strictness, timing, and who watches the progress.
+        options: see ``Options``.
+
+    Returns:
+        Everything that was done, measured and decided.
+
+    Raises:
+        AccuracyMissed: an accuracy limit was missed; nothing is at ``output``. Its ``manifest`` has the facts.
+        BudgetMissed: a speed, size or memory limit was missed; likewise.
+        OptkitError: something given is wrong, see ``optkit.errors``.
+    """
+    return execute(make_plan(model, recipe, output, options, force=force), policy or Policy(), force=force)
+
+
+def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
+    """Carry out a checked plan. Raises as ``optimize`` does."""
+    job = plan.job
+    ensure_reference(job, job.splits["evaluation"])
+    result, records = run_steps(job, [planned.step for planned in plan.steps], policy)
+    policy.watch("judging", len(records), len(records))
+    baseline = export(job, job.original)
+    verdict = final_verdict(job, result, records)
+    timing, note = (_time(job, baseline, result, policy)) if policy.bench else (None, "not timed: --no-bench")
+    verdict = add_limits(verdict, _budget(job, baseline, result, timing, note))
+    manifest = Manifest(
+        recipe_name=plan.recipe.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        original=artifact(job.original),
+        baseline=artifact(baseline),
+        result=artifact(result),
+        recipe=plan.recipe.resolved(),
+        steps=tuple(records),
+        verdict=verdict,
+        timing=timing,
+        timing_note=note,
+        session=dict(result.session),
+        preprocess={name: dict(entry) for name, entry in job.original.assets.preprocess.items()},
+        environment=environment(job.target),
+        output=None if plan.output is None else str(plan.output),
+    )
+    stop_on_miss(manifest.verdict, manifest, records)
+    if plan.output is not None:
+        publish(manifest, result, plan.output, force=force)
+    return manifest
+
+
+def final_verdict(job: Job, result: Model, records: Sequence[StepRecord]) -> Verdict:
+    """Original against result on the evaluation split; from the cache where nothing changed."""
+    dataset = job.splits["evaluation"]
+    facts: dict[str, Any] = {"what": "verdict", "original": job.original.digest, "result": result.digest}
+    facts |= {"data": dataset.digest, "outputs": str(job.outputs), "metric": str(job.metric), "exact": job.exact}
+    facts |= {"limits": job.limits.model_dump(mode="json"), "session": result.session, **job.runtime_facts()}
+    facts |= {"fit": job.splits["fit"].digest if "fit" in job.splits else None}
+    key = key_of(facts)
+    known = None if job.metric_code and ":" in str(job.metric) else job.cache.get_facts(key)
+    if known is not None:
+        return Verdict.model_validate_json(known)
+    dropped = _dropped(job, result)
+    child = needs_child(result) or needs_child(job.original)
+    verdict = isolated(child, judge_on, job, result, dataset, dropped)
+    job.cache.put_facts(key, verdict.model_dump_json(), "verdict")
+    return verdict
+
+
+def _dropped(job: Job, result: Model) -> tuple[str, ...]:
+    """Outputs of the original that a pass removed by declaration (the contract refuses others)."""
+    have = {spec.name for spec in result.signature.outputs}
+    return tuple(spec.name for spec in job.original.signature.outputs if have and spec.name not in have)
+
+
+def _time(job: Job, baseline: Model, result: Model, policy: Policy) -> tuple[Timing | None, str]:
+    policy.watch("timing", 0, 1)
+    if result.digest == baseline.digest and result.session == baseline.session:
+        return None, "not timed: the result is the baseline itself, no pass changed it"
+    candidates = [(baseline, job.target), (result, job.target)]
+    if job.original.form == "torch":
+        candidates.append((job.original, original_target(job.original, job.target)))
+    timed = time_candidates(job, candidates, BENCH_BUDGET_S)
+    eager = timed[2].ratio.candidate_ms if len(timed) > 2 else None
+    return Timing(result=timed[1].ratio, torch_eager_ms=eager, peak_mb=timed[1].peak_mb), ""
+
+
+def _budget(
+    job: Job, baseline: Model, result: Model, timing: Timing | None, note: str
+) -> tuple[LimitResult, ...]:
+    return budget_limits(
+        job.limits,
+        ratio=timing.result if timing else None,
+        size_bytes=result.size_bytes,
+        original_bytes=baseline.size_bytes,
+        peak_mb=timing.peak_mb if timing else None,
+        timing_note=note,
+    )
+
+
+def stop_on_miss(verdict: Verdict, facts: Any, records: Sequence[StepRecord] = ()) -> None:
+    """Raise for the missed limits; accuracy outranks the budget, and both are listed.
+
+    Raises:
+        AccuracyMissed: exit code 4.
+        BudgetMissed: exit code 5.
+    """
+    if verdict.held:
+        return
+    missed = [_missed(limit) for limit in verdict.limits if limit.held is False]
+    sentence = "; ".join([*verdict.problems, *missed])
+    kind: type[OptkitError] = BudgetMissed if verdict.accuracy_held else AccuracyMissed
+    costly = _costliest(records) if kind is AccuracyMissed else ""
+    on = verdict.measured_on
+    passing = ", ".join(f"--limit {name}={value:.6g}" for name, value in verdict.would_pass.items())
+    error = kind(
+        f"The result misses its limits: {sentence}. {costly}".strip(),
+        expected=f"all limits held on {on.samples} samples of {on.source} ({on.split})",
+        fix=f"change the recipe; these limits would just have passed: {passing}" if passing else "change the recipe",
+    )
+    error.facts = facts
+    raise error
+
+
+def _missed(limit: LimitResult) -> str:
+    where = f" of {limit.where}" if limit.where else ""
+    value = "" if limit.measured is None else f" is {limit.measured:.4g}"
+    return f"{limit.name}{where}{value} (limit {limit.limit})"
+
+
+def _costliest(records: Sequence[StepRecord]) -> str:
+    """The step after which the drift from the original grew most, in a sentence."""
+    worst, cost, last = None, 0.0, 1.0
+    for record in records:
+        if record.status == "changed" and record.drift is not None and record.drift.cosine is not None:
+            if last - record.drift.cosine > cost:
+                worst, cost = record, last - record.drift.cosine
+            last = record.drift.cosine
+    return "" if worst is None else f"The step '{worst.id}' cost most (cosine -{cost:.4g})."

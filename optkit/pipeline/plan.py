@@ -1,0 +1,314 @@
+"""Refuses before any work: passes, packages, provider, data, limits and output are looked at, the original runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from optkit.data.dataset import Arrays, Dataset
+from optkit.errors import DataError, PackageError, RecipeError, UsageError
+from optkit.evaluate.limits import Limits
+from optkit.model.bundle import check_output
+from optkit.model.model import Form, Model
+from optkit.model.signature import Signature, TensorSpec
+from optkit.model.target import Target
+from optkit.passes._base import Pass
+from optkit.passes._registry import missing_packages, pip_hint
+from optkit.pipeline.cache import Cache
+from optkit.pipeline.gather import Gathered, complete_inputs, gather, open_splits
+from optkit.pipeline.isolate import isolated, needs_child
+from optkit.pipeline.job import Job
+from optkit.pipeline.reference import has_reference, original_target
+from optkit.pipeline.steps import skip_by_rule
+from optkit.recipe.recipe import Recipe, Step
+from optkit.runner.open import open_runner
+from optkit.runner.providers import require
+
+
+class Options(TypedDict, total=False):
+    """What ``optimize`` and ``plan`` take beside model, recipe and output."""
+
+    factory: str | None
+    """``pkg.module:fn`` or ``FILE.py:fn`` that builds the module for a state_dict."""
+    signature: str | None
+    """``'x=float32[batch,3,224,224]'``."""
+    trust_pickle: bool
+    """Allow code inside the model file to run."""
+    data: Mapping[str, Any] | list[str] | None
+    """Split -> path or DataSource."""
+    metric: str | Mapping[str, Any] | None
+    """Task metric."""
+    limits: Limits | Iterable[str] | None
+    """On top of the recipe's: a Limits, or ``["cosine=0.995"]``."""
+    provider: str | None
+    """Overrides the recipe's target."""
+    threads: int | None
+    """Overrides the recipe's target."""
+    allow_synthetic_calibration: bool
+    """Calibrate on made-up inputs where there are no data."""
+    cache: Cache | None
+    """Default: ``Cache.default()``."""
+    seed: int
+    """Of every random choice."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step as it will go."""
+
+    step: Step
+    takes: Form
+    gives: Form
+    skip: str
+    """Empty, or why it will not run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked plan: all that is needed is there, and the original has run."""
+
+    job: Job
+    recipe: Recipe
+    steps: tuple[Planned, ...]
+    output: Path | None
+    notes: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """What ``--dry-run`` shows: plain data."""
+        job = self.job
+        return {
+            "model": {"path": str(job.original.path), "form": job.original.form, "kind": job.original.kind},
+            "inputs": [str(spec) for spec in job.original.signature.inputs],
+            "outputs": [str(spec) for spec in job.original.signature.outputs],
+            "recipe": self.recipe.name,
+            "steps": [{"id": p.step.id, "takes": p.takes, "gives": p.gives, "skip": p.skip} for p in self.steps],
+            "data": {
+                name: {"source": data.source, "samples": data.count, "batch": data.batch, "synthetic": data.synthetic}
+                for name, data in job.splits.items()
+            },
+            "metric": job.metric,
+            "target": {"provider": job.target.provider, "threads": job.target.threads},
+            "output": None if self.output is None else str(self.output),
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(
+    model: str | Path | Model,
+    recipe: str | Path | Recipe | Pass | Sequence[Pass],
+    output: str | Path | None,
+    options: Options,
+    *,
+    force: bool = False,
+) -> Plan:
+    """Check everything that ``optimize`` will need; nothing is written.
+
+    Raises:
+        OptkitError: the first thing that is wrong, with its exit code.
+    """
+    recipe = as_recipe(recipe)
+    out = None if output is None else Path(output)
+    if out is not None:
+        check_output(out, force=force)
+    opened = open_given(model, options)
+    target = as_target(recipe, options)
+    require(target.provider)
+    steps = chain(recipe, opened, target)
+    gathered = gather(opened, recipe=recipe, flags=options.get("data"), metric=options.get("metric"))
+    opened = complete_inputs(opened, gathered, recipe)
+    job = make_job(opened, recipe, gathered, target, options)
+    for planned in steps:
+        if not planned.skip:
+            _check_step(planned, job)
+    check_metric(job)
+    job = replace(job, original=probe(job))
+    return Plan(job, recipe, tuple(steps), out, gathered.notes)
+
+
+def as_recipe(recipe: str | Path | Recipe | Pass | Sequence[Pass]) -> Recipe:
+    """A recipe from a name, a file, passes, or itself."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str | Path):
+        return Recipe.load(recipe)
+    return Recipe(passes=[recipe] if isinstance(recipe, Pass) else list(recipe))  # type: ignore[arg-type]
+
+
+def open_given(model: str | Path | Model, options: Options) -> Model:
+    """The model opened with what the options say about it."""
+    if isinstance(model, Model):
+        return model
+    return Model.open(
+        model,
+        factory=options.get("factory"),
+        signature=options.get("signature"),
+        trust_pickle=options.get("trust_pickle", False),
+    )
+
+
+def as_target(recipe: Recipe | None, options: Options) -> Target:
+    """The recipe's target with the options' overrides; threads 0 becomes what the process may use."""
+    from optkit.model.machine import usable_threads
+
+    target = recipe.target.target() if recipe else Target()
+    provider = options.get("provider") or target.provider
+    threads = options.get("threads") or target.threads or usable_threads()
+    return Target(provider, threads, target.shapes)
+
+
+def as_limits(given: Limits | Iterable[str] | None) -> Limits:
+    """Limits from an object or ``k=v`` strings."""
+    if isinstance(given, Limits):
+        return given
+    return Limits.parse(list(given or ()))
+
+
+def make_job(model: Model, recipe: Recipe, gathered: Gathered, target: Target, options: Options) -> Job:
+    """The job of an optimization: data opened, limits merged, export pass found."""
+    seed = options.get("seed", 0)
+    return Job(
+        original=model,
+        target=target,
+        splits=open_splits(model, gathered, target, seed=seed, search=True),
+        limits=recipe.limits.merged(as_limits(options.get("limits"))),
+        exact=recipe.exact,
+        cache=options.get("cache") or Cache.default(),
+        outputs=recipe.outputs,
+        metric=gathered.metric,
+        metric_code=gathered.metric_code,
+        exporter=exporter_of(recipe),
+        synthetic_calibration=options.get("allow_synthetic_calibration", False),
+        seed=seed,
+    )
+
+
+def exporter_of(recipe: Recipe) -> Pass | None:
+    """The recipe's one torch -> onnx pass.
+
+    Raises:
+        RecipeError: there are two.
+    """
+    found = [step.options for step in recipe.passes if step.options.forms.get("torch") == "onnx"]
+    if len(found) > 1:
+        raise RecipeError(
+            "The recipe has more than one pass that exports torch to ONNX.",
+            expected="one of them",
+            fix="remove " + ", ".join(pass_.name() for pass_ in found[1:]),
+        )
+    return found[0] if found else None
+
+
+def chain(recipe: Recipe, model: Model, target: Target) -> list[Planned]:
+    """The steps with their forms.
+
+    Raises:
+        RecipeError: a pass cannot take what the one before it gives.
+    """
+    form, planned = model.form, []
+    for step in recipe.passes:
+        skip = skip_by_rule(step, form, target)
+        gives = form if skip else step.options.forms.get(form)
+        if gives is None:
+            takes = " or ".join(step.options.forms)
+            raise RecipeError(
+                f"The step '{step.id}' takes {takes}, but the model is in the form {form} at that point.",
+                expected="passes whose forms fit together",
+                fix="put '- export-onnx' before it" if form == "torch" else "move it before the export, or remove it",
+            )
+        planned.append(Planned(step, form, gives, skip))
+        form = gives
+    return planned
+
+
+def _check_step(planned: Planned, job: Job) -> None:
+    pass_ = planned.step.options
+    missing = missing_packages(type(pass_))
+    if missing:
+        raise PackageError(
+            f"The step '{planned.step.id}' needs the package {missing[0]}, which is not installed.",
+            expected=", ".join(pass_.needs),
+            fix=pip_hint(missing[0]),
+        )
+    for split in pass_.uses_data:
+        job.split(split)
+    reason = pass_.applies(job.original, job.target) if planned.takes == job.original.form else ""
+    if reason:
+        raise RecipeError(
+            f"The step '{planned.step.id}' cannot work on this model: {reason}.",
+            expected="a model it can handle",
+            fix="leave the step out",
+        )
+
+
+def check_metric(job: Job) -> None:
+    """A metric loads, and a top-level ``metric_drop`` can be checked.
+
+    Raises:
+        DataError: it cannot, for want of labelled data or a metric.
+    """
+    metric = job.load_metric()
+    evaluation = job.splits["evaluation"]
+    if job.limits.metric_drop is not None and (metric is None or evaluation.labels is None):
+        lacks = "a metric" if metric is None else "labelled evaluation data"
+        raise DataError(
+            f"The limit metric_drop cannot be checked without {lacks}.",
+            expected="labelled evaluation data, and a metric",
+            fix="add --data evaluation=FILE.npz with a 'labels' array and --metric top1, or move the limit below "
+            "'labelled:'",
+        )
+
+
+def probe(job: Job) -> Model:
+    """The original with its signature completed by one run on one batch (or known from an earlier one)."""
+    original = job.original
+    if original.signature.complete and has_reference(job, job.splits["evaluation"]):
+        return original
+    inputs, outputs = isolated(needs_child(original), _run_once, original, job.target, _head(job.splits["evaluation"]))
+    if original.signature.complete:
+        return original
+    sizes = _sizes(original.signature, inputs)
+    made = tuple(TensorSpec(name, str(array.dtype), _named(array, sizes)) for name, array in outputs.items())
+    return original.with_signature(Signature(original.signature.inputs, made))
+
+
+def _head(dataset: Dataset) -> Dataset:
+    return dataset.subset(np.arange(min(dataset.batch, dataset.count)), dataset.split)
+
+
+def _run_once(model: Model, target: Target, dataset: Dataset) -> tuple[Arrays, Arrays]:
+    batch = next(iter(dataset.batches()))
+    with open_runner(model, original_target(model, target)) as runner:
+        return batch.inputs, runner.run(batch.inputs)
+
+
+def _sizes(signature: Signature, inputs: Arrays) -> dict[int, str]:
+    """Size -> name of the dynamic dimensions, where the size is that dimension's alone."""
+    found: dict[int, set[str]] = {}
+    for spec in signature.inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            found.setdefault(inputs[spec.name].shape[axis], set()).add(str(dim))
+    return {size: names.pop() for size, names in found.items() if len(names) == 1}
+
+
+def _named(array: Any, sizes: Mapping[int, str]) -> tuple[int | str, ...]:
+    names = [sizes.get(size, "") for size in array.shape]
+    return tuple(
+        name if name and not name.isdigit() else size for name, size in zip(names, array.shape, strict=True)
+    )
+
+
+def default_output(model: str | Path | Model, recipe: Recipe) -> Path:
+    """``MODEL-STEM.RECIPE`` in the current folder.
+
+    Raises:
+        UsageError: the model has no name to take it from.
+    """
+    path = model.path if isinstance(model, Model) else Path(model)
+    stem = path.resolve().name.split(".")[0]
+    if not stem:
+        raise UsageError("The output has no name.", expected="an output folder", fix="give it with -o")
+    return Path(f"{stem}.{recipe.name}")

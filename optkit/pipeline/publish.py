@@ -1,0 +1,73 @@
+"""Writes the bundle: model, manifest, recipe, report and preprocessing, all or nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from optkit.model.bundle import copy_file, staged
+from optkit.model.digest import model_files
+from optkit.model.manifest import Manifest
+from optkit.model.model import Assets, Model
+from optkit.report.json import dump
+from optkit.report.markdown import markdown
+
+
+def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> None:
+    """Put the result at ``out`` by one rename; for ``out.onnx`` only the model.
+
+    Raises:
+        OutputError: the disk is full, or the place is not writable.
+    """
+    with staged(out, force=force) as folder:
+        if out.suffix == ".onnx":
+            _model_alone(result, folder, out.name)
+            return
+        _copy_model(result, folder)
+        _write_assets(result.assets, folder)
+        (folder / "manifest.json").write_text(dump(manifest) + "\n")
+        (folder / "recipe.yaml").write_text(_recipe_text(manifest))
+        (folder / "report.md").write_text(markdown(manifest))
+
+
+def _copy_model(result: Model, folder: Path) -> None:
+    """The model as ``model.onnx`` (or ``.ort``); data files keep the names the model knows them by."""
+    first, *data = model_files(result)
+    copy_file(first, folder / ("model.ort" if result.form == "ort" else "model.onnx"))
+    for file in data:
+        target = folder / file.resolve().relative_to(first.resolve().parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(file, target)
+
+
+def _model_alone(result: Model, folder: Path, name: str) -> None:
+    first, *data = model_files(result)
+    if not data:
+        copy_file(first, folder / name)
+        return
+    from optkit.model.onnx_file import load_onnx, save_onnx
+
+    save_onnx(load_onnx(first), folder / name)
+
+
+def _write_assets(assets: Assets, folder: Path) -> None:
+    """``preprocess.json``, and the folders (tokenizers) that it names, below ``preprocess/``."""
+    if not assets.preprocess:
+        return
+    entries = {}
+    for name, entry in assets.preprocess.items():
+        plain = dict(entry)
+        tokenizer = plain.get("tokenizer")
+        if isinstance(tokenizer, str):
+            source = (assets.folder or Path()) / tokenizer
+            target = folder / "preprocess" / source.name
+            shutil.copytree(source, target, dirs_exist_ok=True)
+            plain["tokenizer"] = f"preprocess/{source.name}"
+        entries[name] = plain
+    (folder / "preprocess.json").write_text(dump(entries) + "\n")
+
+
+def _recipe_text(manifest: Manifest) -> str:
+    import yaml
+
+    return yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,1 @@
+"""Tells the facts of a Manifest as text, Markdown, JUnit and JSON."""

@@ -1,0 +1,50 @@
+"""A verdict as JUnit XML: one test case a limit, for the CI systems that show such."""
+
+from __future__ import annotations
+
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+from optkit.model.manifest import LimitResult, Verdict
+from optkit.report.tables import measured_on, number
+
+
+def junit(verdict: Verdict, suite: str) -> str:
+    """The verdict's limits and problems as a test suite named ``suite``."""
+    cases = [_case(limit, suite) for limit in verdict.limits]
+    cases += [_problem(problem, suite) for problem in verdict.problems]
+    return _xml(suite, cases, measured_on(verdict))
+
+
+def junit_error(message: str, suite: str) -> str:
+    """A run that could not be judged at all."""
+    case = TestCase("optkit", classname=suite)
+    case.result = [Error(message)]
+    return _xml(suite, [case], "")
+
+
+def _xml(suite: str, cases: list[TestCase], note: str) -> str:
+    tests = TestSuite(suite)
+    tests.add_testcases(cases)
+    if note:
+        tests.add_property("measured_on", note)
+    xml = JUnitXml()
+    xml.add_testsuite(tests)
+    text: bytes | str = xml.tostring()
+    return text.decode() if isinstance(text, bytes) else text
+
+
+def _case(limit: LimitResult, suite: str) -> TestCase:
+    case = TestCase(f"{limit.name} {limit.limit} {limit.where}".strip(), classname=suite)
+    words = f"measured {number(limit.measured, 6)}, limit {limit.limit}" + (f" ({limit.note})" if limit.note else "")
+    if limit.held is None:
+        case.result = [Skipped(limit.note or "not checked")]
+    elif not limit.held:
+        case.result = [Failure(words)]
+    case.system_out = words
+    return case
+
+
+def _problem(problem: str, suite: str) -> TestCase:
+    case = TestCase("outputs", classname=suite)
+    case.result = [Failure(problem)]
+    return case

@@ -1,0 +1,69 @@
+"""A Manifest, or a verdict alone, as Markdown fit for a pull request."""
+
+from __future__ import annotations
+
+from optkit.model.manifest import Manifest, Verdict
+from optkit.report.tables import (
+    Table,
+    fidelity_table,
+    limits_table,
+    measured_on,
+    steps_table,
+    summary_table,
+    verdict_line,
+)
+
+
+def markdown(manifest: Manifest) -> str:
+    """The whole report: verdict, result, passes, outputs, limits, environment."""
+    here = manifest.environment
+    title = f"# optkit: {manifest.original.path} with the recipe {manifest.recipe_name}"
+    parts = [title, _verdict(manifest.verdict), _table(summary_table(manifest)), _table(steps_table(manifest))]
+    parts += [_notes(manifest), _table(fidelity_table(manifest.verdict)), _table(limits_table(manifest.verdict))]
+    if manifest.timing is not None:
+        ratio = manifest.timing.result
+        parts.append(
+            f"Timed on {ratio.inputs}, {here.threads} threads, {ratio.blocks} interleaved blocks, "
+            f"{ratio.confidence:.0%} interval."
+        )
+    if manifest.session:
+        entries = "\n".join(f"- `{key}` = `{value}`" for key, value in manifest.session.items())
+        parts.append(f"onnxruntime session config entries this model wants:\n\n{entries}")
+    packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
+    parts.append(f"optkit {here.optkit}, Python {here.python}, {here.cpu}, {here.cores} cores; {packages}.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def verdict_markdown(verdict: Verdict, original: str, result: str) -> str:
+    """The report of a comparison."""
+    parts = [f"# optkit check: {original} against {result}", _verdict(verdict)]
+    parts += [_metrics(verdict), _table(fidelity_table(verdict)), _table(limits_table(verdict))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _verdict(verdict: Verdict) -> str:
+    word = "Passed" if verdict.held else "Failed"
+    return f"**{word}.** {verdict_line(verdict)} {measured_on(verdict)}"
+
+
+def _metrics(verdict: Verdict) -> str:
+    lines = [
+        f"- {m.name}: {m.original:.4f} -> {m.result:.4f}, drop {m.drop:.4f} [{m.low:.4f}, {m.high:.4f}] on {m.samples}; "
+        f"one-sided 95 % bound {m.bound:.4f}, smallest provable budget {m.smallest_provable:.4f}"
+        for m in verdict.metrics
+    ]
+    return "\n".join(lines)
+
+
+def _notes(manifest: Manifest) -> str:
+    lines = [f"- {step.id}: {note}" for step in manifest.steps for note in step.notes]
+    return "Notes:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _table(table: Table) -> str:
+    if not table.rows:
+        return ""
+    head = "| " + " | ".join(table.heads) + " |"
+    line = "|" + " --- |" * len(table.heads)
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+    return "\n".join([f"## {table.title}", "", head, line, *rows])

@@ -1,0 +1,1 @@
+"""Runs what exists: a model and batches in, {output name: array} out."""

@@ -1,0 +1,119 @@
+"""Torch models on torch itself: the true original, in its own engine, on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optkit.data.dataset import Array, Arrays
+from optkit.errors import DataError, ModelError, OptkitError
+from optkit.model.load_torch import bind_inputs, first_line, load_module, name_outputs
+from optkit.model.model import Model
+from optkit.model.signature import TensorSpec
+from optkit.runner.base import Runner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TorchRunner(Runner):
+    """A module in eval mode, called with inputs by name; outputs are named by ``name_outputs``.
+
+    bfloat16 outputs come back as float32, because numpy has no bfloat16.
+
+    Args:
+        model: of form ``torch``.
+        threads: intra-op threads of this process while the runner is open.
+
+    Raises:
+        ModelError: the model does not load.
+        PackageError: torch or transformers is not installed.
+    """
+
+    def __init__(self, model: Model, threads: int) -> None:
+        self._module = load_module(model)
+        import torch
+
+        self._model = model
+        self._before = torch.get_num_threads()
+        self._closed = False
+        self.outputs: tuple[str, ...] = tuple(spec.name for spec in model.signature.outputs)
+        if threads > 0:
+            torch.set_num_threads(threads)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Outputs by name, for one batch; see ``Runner.run``."""
+        import torch
+
+        self._check(inputs)
+        tensors = {name: _tensor(name, array) for name, array in inputs.items()}
+        order = [spec.name for spec in self._model.signature.inputs]
+        args, kwargs = bind_inputs(self._module, tensors, order)
+        try:
+            with torch.inference_mode():
+                found = name_outputs(self._module(*args, **kwargs))
+        except OptkitError:
+            raise
+        except Exception as error:  # forward is the user's code, and torch's own errors have no common class
+            shapes = ", ".join(f"{name}={array.dtype}{list(array.shape)}" for name, array in inputs.items())
+            raise ModelError(
+                f"torch failed on {shapes}: {first_line(error)}.",
+                expected="inputs that the module's forward takes",
+                fix="check names, dtypes and shapes; state them with --signature",
+                file=self._model.path,
+            ) from error
+        self.outputs = tuple(found)
+        return {name: _array(tensor) for name, tensor in found.items()}
+
+    def close(self) -> None:
+        """Drop the module, and give the process its number of threads back."""
+        import torch
+
+        if not self._closed:
+            torch.set_num_threads(self._before)
+            self._closed = True
+            del self._module
+
+    def _check(self, inputs: Arrays) -> None:
+        if self._closed:
+            raise ModelError("The runner is closed.", file=self._model.path, fix="open a new one")
+        specs = {spec.name: spec for spec in self._model.signature.inputs}
+        if not specs:
+            return
+        missing = [f"input '{name}' is missing" for name in specs if name not in inputs]
+        extra = [f"'{name}' is no input" for name in inputs if name not in specs]
+        wrong = [_misfit(spec, inputs[name]) for name, spec in specs.items() if name in inputs]
+        if words := [*missing, *extra, *filter(None, wrong)]:
+            raise DataError(
+                f"The data do not fit the model: {', '.join(words)}.",
+                expected="; ".join(map(str, specs.values())),
+                fix="name and convert the arrays so, or map names with columns: {input: column}",
+            )
+
+
+def _misfit(spec: TensorSpec, array: Array) -> str:
+    dtype = str(array.dtype)
+    if dtype != spec.dtype and not (spec.dtype == "bfloat16" and dtype == "float32"):
+        return f"input '{spec.name}' is {dtype} and not {spec.dtype}"
+    if spec.shape is not None and array.ndim != len(spec.shape):
+        return f"input '{spec.name}' has {array.ndim} dimensions and not {len(spec.shape)}"
+    return ""
+
+
+def _tensor(name: str, array: Array) -> Tensor:
+    import torch
+
+    try:
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    except TypeError as error:
+        raise DataError(f"Input '{name}' is {array.dtype}, which torch does not take.") from error
+
+
+def _array(tensor: Tensor) -> Array:
+    import torch
+
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    wide = plain.float() if plain.dtype is torch.bfloat16 else plain
+    made: Array = np.array(wide.numpy())
+    return made
