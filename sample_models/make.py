@@ -131,7 +131,7 @@ def train_digits(factory: Callable[[], nn.Module], train: Images, *, epochs: int
     return fit(factory(), batches, epochs=epochs, steps=steps, rate=3e-3, decay=0.01)
 
 
-def train_reviews(tokenizer: Any, train: Reviews, *, epochs: int = 8, size: int = 64) -> nn.Module:
+def train_reviews(tokenizer: Any, train: Reviews, *, epochs: int = 6, size: int = 64) -> nn.Module:
     """Train on the strength of the ratings, with 15 % of the words hidden, in batches of similar lengths."""
     positive = torch.sigmoid(torch.from_numpy(1.5 * train.ratings)).float()
     lengths = np.array([sum(encoding.attention_mask) for encoding in tokenizer.encode_batch(list(train.texts))])

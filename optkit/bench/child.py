@@ -65,7 +65,8 @@ def _opened(model: Model, target: Target, session: Mapping[str, str], inputs: li
     from optkit.runner.open import open_runner
 
     runner = open_runner(model, target, session=session)
-    return lambda index: runner.run(inputs[index % len(inputs)])
+    calls = [runner.bind(batch) for batch in inputs]
+    return lambda index: calls[index % len(calls)]()
 
 
 def warm_up(call: Call) -> float:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from optkit import __version__
+from optkit.cli import cache, passes, recipe
 from optkit.cli.check import check
 from optkit.cli.door import usage_failure
 from optkit.cli.optimize import optimize
@@ -39,6 +40,9 @@ def _root(
 
 app.command()(optimize)
 app.command()(check)
+app.add_typer(passes.app, name="passes")
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:

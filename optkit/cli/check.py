@@ -27,7 +27,7 @@ def check(
     markdown: shared.Markdown = None,
     json: shared.JsonFlag = False,
 ) -> None:
-    """Judge a result against its original: exit 4 if it is not the same model any more, 5 if it is too slow or large."""
+    """Judge a result against its original: exit 4 if it is another model by now, 5 if it is too slow or large."""
     asked = shared.given(
         factory=factory,
         signature=signature,

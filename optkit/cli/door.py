@@ -136,7 +136,7 @@ def usage_failure(error: typer.TyperException, argv: list[str]) -> int:
 
 
 def _listen_to_sigterm() -> None:
-    def terminate(number: int, frame: FrameType | None) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of signal handlers
         raise Terminated("Terminated.", fix="finished steps are in the cache; run it again to go on")
 
     signal.signal(signal.SIGTERM, terminate)

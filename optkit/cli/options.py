@@ -39,5 +39,3 @@ Markdown = Annotated[Path | None, typer.Option(help="Write the report as Markdow
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given at all."""
     return {key: value for key, value in options.items() if value not in (None, [], False)}
-
-

@@ -96,8 +96,10 @@ def show_verdict(verdict: Verdict, *, outputs: bool = True) -> None:
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A status line on stderr while something runs; silent where stderr is no terminal."""
+    from optkit.pipeline.context import silent
+
     if not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield silent
         return
     with Console(stderr=True).status("starting") as status:
 

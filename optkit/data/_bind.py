@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import numpy as np
 from optkit.data._feed import Feed, TensorFeed, numpy_dtype, sample_axes
 from optkit.data._images import ImageReader
 from optkit.data._reader import LABEL_NAMES, Reader, did_you_mean, listed
-from optkit.data.preprocess import ImageEntry, ImageFeed, TextEntry, TextFeed, text_roles
+from optkit.data.preprocess import ImageEntry, TextEntry
+from optkit.data.preprocess_image import ImageFeed
+from optkit.data.preprocess_text import TextFeed, text_roles
 from optkit.data.spec import DataSource
 from optkit.errors import DataError
 from optkit.model.signature import Signature, TensorSpec
@@ -78,7 +80,6 @@ def bind(
     signature: Signature,
     entries: Mapping[str, ImageEntry | TextEntry],
     *,
-    beside: Iterable[str],
     folder: Path,
     assets: Path,
 ) -> Binding:
@@ -89,14 +90,15 @@ def bind(
         source: its ``columns`` rename.
         signature: the model's inputs.
         entries: preprocessing; skipped for inputs whose data are ready tensors.
-        beside: columns that are labels or groups.
         folder: where image paths in a table count from.
         assets: where tokenizer paths count from.
 
     Raises:
         DataError: names do not match, with both lists and a suggestion.
     """
-    return _Binder(reader, source, signature, entries, tuple(beside), folder, assets).bind()
+    labels, groups = label_column(reader, source, signature), group_column(reader, source)
+    beside = tuple(name for name in (labels, groups) if name is not None)
+    return _Binder(reader, source, signature, entries, beside, folder, assets).bind()
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
             expected="one of numpy's dtypes, or bfloat16",
             fix="export the model with another input dtype",
         )
-    return np.dtype(made)
+    dtype: np.dtype[Any] = np.dtype(made)
+    return dtype
 
 
 @dataclass(frozen=True)

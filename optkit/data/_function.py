@@ -13,7 +13,7 @@ import numpy as np
 
 from optkit.data._npz import ArrayReader
 from optkit.data._reader import did_you_mean
-from optkit.data.dataset import Arrays
+from optkit.data.dataset import Array, Arrays
 from optkit.errors import DataError, OptkitError
 
 _REFERENCE = re.compile(r"(?P<module>[\w.]+|.+\.py):(?P<name>[A-Za-z_]\w*)")
@@ -75,7 +75,19 @@ def _checked(item: Any, source: str, number: int) -> Arrays:
             expected="dicts {input name: array}, each a batch with its sample axis",
             fix="yield {'input name': array} for every model input",
         )
-    return {str(name): np.asarray(value) for name, value in item.items()}
+    return {str(name): _array(value, f"'{name}' in item {number} of {source}") for name, value in item.items()}
+
+
+def _array(value: Any, where: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(
+            f"The value of {where} is no rectangular array: {error}.",
+            expected="numpy arrays",
+            fix="yield ragged samples as items of their own; each batch is padded",
+        ) from error
+    return array
 
 
 def _load(source: str, base: Path) -> Callable[[], Iterable[Any]]:

@@ -24,7 +24,7 @@ Header = tuple[tuple[int, ...], np.dtype[Any]]
 
 @dataclass(frozen=True, eq=False)
 class ArrayReader(Lazy):
-    """Chunks of samples, each a set of named arrays in the model's own layout. Files are loaded when they are needed."""
+    """Chunks of samples, each a set of named arrays in the model's own layout. Files load when they are needed."""
 
     where: str
     files: tuple[Path, ...] = ()

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from optkit.data._feed import Feed
 from optkit.data._reader import Lazy, Reader, sha256_of
-from optkit.data.dataset import Array, Arrays, Batch
+from optkit.data.dataset import Array, Arrays, Batch, Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +101,8 @@ class Samples(Lazy):
     def _arrays(self) -> Arrays:
         known = {"labels of samples": self.labels, "groups of samples": self.groups, "indices of samples": self.indices}
         return {**self.constants, **{name: array for name, array in known.items() if array is not None}}
+
+
+def as_dataset(samples: Samples) -> Dataset:
+    """The same object. The protocol's plain attributes read as settable to mypy, which frozen ones never are."""
+    return cast("Dataset", samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from optkit.data._function import first_item, is_reference, open_function
 from optkit.data._images import ENDINGS, ImageReader, image_files, open_images
 from optkit.data._npz import open_npz, open_npz_dir, read_headers
 from optkit.data._reader import LABEL_NAMES, Reader, as_labels
-from optkit.data._samples import Samples
+from optkit.data._samples import Samples, as_dataset
 from optkit.data._table import TableReader, TextReader
 from optkit.data.data_file import DataFile, find_data_file
 from optkit.data.dataset import Array, Arrays, Dataset
@@ -73,9 +73,20 @@ def open_dataset(
         )
     kind = find_format(source, base)
     reader = _open_reader(kind, source, base, signature, allow_code=allow_code)
-    dataset = _assemble(split, source, reader, signature, preprocess, base, assets_dir or base, kind)
+    if not reader.columns:
+        raise _empty(reader)
+    path = base if kind == "function" else (base / source.source).expanduser()
+    binding = bind(
+        reader,
+        source,
+        signature,
+        parse_preprocess(preprocess),
+        folder=path if path.is_dir() else path.parent,
+        assets=assets_dir or base,
+    )
+    dataset = _assemble(split, source, reader, signature, binding, first=kind == "function")
     next(dataset.batches())
-    return dataset
+    return as_dataset(dataset)
 
 
 def open_inputs(
@@ -124,7 +135,7 @@ def infer_inputs(source: DataSource, *, base: Path, allow_code: bool = False) ->
         found = read_headers(path if kind == "npz" else open_npz_dir(path).files[0])
     else:
         raise DataError(
-            f"The inputs of the model are not known, and {source.source} ({kind}) does not say their dtypes and shapes.",
+            f"The inputs of the model are not known, and {source.source} ({kind}) has no dtypes and shapes for them.",
             expected="a signature, or data as .npz",
             fix="give one with --signature 'x=float32[batch,3,224,224]'",
         )
@@ -200,11 +211,14 @@ def _open_reader(kind: Format, source: DataSource, base: Path, signature: Signat
     if kind == "images":
         labels = None if source.labels is None else (base / source.labels).expanduser()
         return open_images(path, labels=labels, groups=source.groups)
-    if kind == "csv" or kind == "jsonl":
-        return TableReader(path, kind)
-    if kind == "text":
-        return TextReader(path)
-    return open_npz(path) if kind == "npz" else open_npz_dir(path)
+    openers: dict[str, Callable[[Path], Reader]] = {
+        "csv": lambda path: TableReader(path, "csv"),
+        "jsonl": lambda path: TableReader(path, "jsonl"),
+        "text": TextReader,
+        "npz": open_npz,
+        "npz-dir": open_npz_dir,
+    }
+    return openers[kind](path)
 
 
 def _item_size(item: Arrays, source: DataSource, signature: Signature) -> int:
@@ -212,39 +226,27 @@ def _item_size(item: Arrays, source: DataSource, signature: Signature) -> int:
     for name, axis in sample_axes(signature).items():
         array = item.get(source.columns.get(name, name))
         if axis is not None and array is not None and array.ndim > axis:
-            return array.shape[axis]
+            return int(array.shape[axis])
     return next((len(array) for array in item.values() if array.ndim), 1)
 
 
 def _assemble(
-    split: str,
-    source: DataSource,
-    reader: Reader,
-    signature: Signature,
-    preprocess: Mapping[str, Mapping[str, object]],
-    base: Path,
-    assets: Path,
-    kind: Format,
+    split: str, source: DataSource, reader: Reader, signature: Signature, binding: Binding, *, first: bool
 ) -> Samples:
-    if not reader.columns:
-        raise _empty(reader)
+    """The dataset, once it is known what feeds what."""
     labels, groups = label_column(reader, source, signature), group_column(reader, source)
-    beside = [name for name in (labels, groups) if name is not None]
-    path = base if kind == "function" else (base / source.source).expanduser()
-    folder = path if path.is_dir() else path.parent
-    entries = parse_preprocess(preprocess)
-    binding = bind(reader, source, signature, entries, beside=beside, folder=folder, assets=assets)
-    reader = _bound(reader, binding, beside)
-    indices = _draw(reader, source, kind)
+    reader = _bound(reader, binding, [name for name in (labels, groups) if name is not None])
+    indices = _draw(reader, source, first=first)
     fixed = signature.fixed_batch()
+    kept, places = _narrowed(reader, indices)
     return Samples(
         split=split,
         source=source.source,
         batch=fixed or source.batch,
-        reader=reader if not isinstance(reader, ImageReader) else _narrowed(reader, indices),
+        reader=kept,
         feeds=binding.feeds,
         order=tuple(spec.name for spec in signature.inputs),
-        indices=indices if not isinstance(reader, ImageReader) else np.arange(len(indices), dtype=np.int64),
+        indices=places,
         constants=_constants(reader, binding, signature),
         labels=_column(reader, labels, indices),
         groups=_column(reader, groups, indices),
@@ -258,7 +260,7 @@ def _bound(reader: Reader, binding: Binding, beside: list[str]) -> Reader:
     for feed in binding.feeds:
         axes.update(feed.axes)
         ranks.update(feed.ranks)
-    axes.update({column: None for column in binding.constants.values()})
+    axes.update(dict.fromkeys(binding.constants.values()))
     bound = reader.bound(axes, ranks)
     if not bound.count:
         raise _empty(bound)
@@ -273,20 +275,23 @@ def _empty(reader: Reader) -> DataError:
     )
 
 
-def _draw(reader: Reader, source: DataSource, kind: Format) -> Array:
+def _draw(reader: Reader, source: DataSource, *, first: bool) -> Array:
     """Sorted indices; of functions the first ones, because they were only called for so many."""
     everything = np.arange(reader.count, dtype=np.int64)
     if source.samples is None or source.samples >= reader.count:
         return everything
-    if kind == "function":
+    if first:
         return everything[: source.samples]
     drawn = np.random.default_rng(source.seed).choice(reader.count, source.samples, replace=False)
     return np.sort(drawn).astype(np.int64)
 
 
-def _narrowed(reader: ImageReader, indices: Array) -> ImageReader:
+def _narrowed(reader: Reader, indices: Array) -> tuple[Reader, Array]:
     """Only the drawn images, so that nobody reads or digests the others."""
-    return replace(reader, files=tuple(reader.files[int(index)] for index in indices), labels=None, groups=None)
+    if not isinstance(reader, ImageReader):
+        return reader, indices
+    files = tuple(reader.files[int(index)] for index in indices)
+    return replace(reader, files=files, labels=None, groups=None), np.arange(len(files), dtype=np.int64)
 
 
 def _column(reader: Reader, name: str | None, indices: Array) -> Array | None:

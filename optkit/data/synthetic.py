@@ -9,7 +9,7 @@ import numpy as np
 
 from optkit.data._feed import TensorFeed, numpy_dtype, sample_axes
 from optkit.data._npz import ArrayReader
-from optkit.data._samples import Samples
+from optkit.data._samples import Samples, as_dataset
 from optkit.data.dataset import Array, Dataset
 from optkit.errors import DataError
 from optkit.model.signature import Signature, TensorSpec
@@ -61,7 +61,7 @@ def synthetic(
         for spec in signature.inputs
         if axes[spec.name] is not None
     ]
-    return Samples(
+    samples = Samples(
         split=split,
         source="synthetic",
         batch=batch,
@@ -73,6 +73,7 @@ def synthetic(
         fixed=fixed is not None,
         synthetic=True,
     )
+    return as_dataset(samples)
 
 
 def _stated_batch(signature: Signature, axes: Mapping[str, int | None], shapes: Mapping[str, int]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import ceil, floor, isfinite, log10
+from typing import Literal
 
 from optkit.evaluate.limits import AT_LEAST, LabelledLimits, Limits, MetricDrop, rule
 from optkit.model.manifest import LimitResult, MetricResult, OutputFidelity, Ratio, Verdict
@@ -20,42 +21,46 @@ def accuracy_limits(
     outputs: Sequence[OutputFidelity],
     metric: MetricResult | None,
     *,
+    no_metric: str = "no metric is named",
     prefix: str = "",
-    unlabelled: str = "",
 ) -> tuple[LimitResult, ...]:
     """Check cosine, max_error, agreement and metric_drop, as far as they are stated.
 
-    The output that is farthest from its limit decides: cosine and max_error over the float outputs, agreement over class
-    scores (top-1) and integer, bool and string outputs (equal elements). ``unlabelled`` says why none of it is checked.
+    The output that is farthest from its limit decides: cosine and max_error over the float outputs, agreement over
+    class scores (top-1) and integer, bool and string outputs (equal elements). ``no_metric`` says why there is none.
     """
-    if unlabelled:
-        return tuple(
-            LimitResult(name=prefix + name, limit=text, measured=None, held=None, kind="accuracy", note=unlabelled)
-            for name, text in limits.rules()
-        )
     found = [
         _cosine(limits, outputs, prefix),
         _max_error(limits, outputs, prefix),
         _agreement(limits, outputs, prefix),
-        _metric_drop(limits.metric_drop, metric, prefix),
+        _metric_drop(limits.metric_drop, metric, prefix, no_metric),
     ]
     return tuple(result for result in found if result is not None)
 
 
+def not_checked(limits: LabelledLimits, why: str, *, prefix: str = "") -> tuple[LimitResult, ...]:
+    """Every stated limit with ``held=None`` and the reason."""
+    return tuple(_unchecked(prefix + name, text, why) for name, text in limits.rules())
+
+
+def _unchecked(name: str, limit: str, why: str, kind: Literal["accuracy", "budget"] = "accuracy") -> LimitResult:
+    return LimitResult(name=name, limit=limit, measured=None, held=None, kind=kind, note=f"not checked: {why}")
+
+
 def _cosine(limits: LabelledLimits, outputs: Sequence[OutputFidelity], prefix: str) -> LimitResult | None:
     figures = [(output.name, output.cosine) for output in outputs if output.cosine is not None]
-    return _worst("cosine", limits.cosine, figures, prefix, "not checked: no float output")
+    return _worst("cosine", limits.cosine, figures, prefix, "no float output")
 
 
 def _max_error(limits: LabelledLimits, outputs: Sequence[OutputFidelity], prefix: str) -> LimitResult | None:
     figures = [(output.name, output.max_error_std) for output in outputs if output.max_error_std is not None]
-    return _worst("max_error", limits.max_error, figures, prefix, "not checked: no float output")
+    return _worst("max_error", limits.max_error, figures, prefix, "no float output")
 
 
 def _agreement(limits: LabelledLimits, outputs: Sequence[OutputFidelity], prefix: str) -> LimitResult | None:
     shares = [(output.name, output.equal if output.top1 is None else output.top1) for output in outputs]
     figures = [(name, share) for name, share in shares if share is not None]
-    note = "not checked: no output looks like class scores; if one does, say outputs: {NAME: {classes: true}}"
+    note = "no output looks like class scores; if one does, say outputs: {NAME: {classes: true}}"
     return _worst("agreement", limits.agreement, figures, prefix, note)
 
 
@@ -64,7 +69,7 @@ def _worst(name: str, limit: float | None, figures: Figures, prefix: str, nothin
         return None
     text = rule(name, limit)
     if not figures:
-        return LimitResult(name=prefix + name, limit=text, measured=None, held=None, kind="accuracy", note=nothing)
+        return _unchecked(prefix + name, text, nothing)
     pick: Callable[..., tuple[str, float]] = min if name in AT_LEAST else max
     where, measured = pick(figures, key=lambda figure: figure[1])
     return LimitResult(
@@ -77,19 +82,14 @@ def _worst(name: str, limit: float | None, figures: Figures, prefix: str, nothin
     )
 
 
-def _metric_drop(limit: MetricDrop | None, metric: MetricResult | None, prefix: str) -> LimitResult | None:
+def _metric_drop(
+    limit: MetricDrop | None, metric: MetricResult | None, prefix: str, no_metric: str
+) -> LimitResult | None:
     if limit is None:
         return None
     text = rule("metric_drop", limit)
     if metric is None:
-        return LimitResult(
-            name=f"{prefix}metric_drop",
-            limit=text,
-            measured=None,
-            held=None,
-            kind="accuracy",
-            note="not checked: no metric is named",
-        )
+        return _unchecked(f"{prefix}metric_drop", text, no_metric)
     note = (
         f"drop {metric.drop:.4g}, 95 % bound {metric.bound:.4g}; "
         f"{metric.samples} samples can prove a budget of {metric.smallest_provable:.2g}"
@@ -137,8 +137,7 @@ def budget_limits(
 def _speedup(limit: float | str, ratio: Ratio | None, timing_note: str) -> LimitResult:
     text = rule("speedup", limit)
     if ratio is None:
-        note = f"not checked: {timing_note}"
-        return LimitResult(name="speedup", limit=text, measured=None, held=None, kind="budget", note=note)
+        return _unchecked("speedup", text, timing_note, "budget")
     interval = f"{ratio.speedup:.2f}x ({ratio.low:.2f} to {ratio.high:.2f}) on {ratio.inputs} inputs"
     if isinstance(limit, str):
         measured, held = ratio.speedup, ratio.high >= 1
@@ -150,9 +149,10 @@ def _speedup(limit: float | str, ratio: Ratio | None, timing_note: str) -> Limit
 def _budget(name: str, limit: float | None, measured: float | None, missing: str) -> tuple[LimitResult, ...]:
     if limit is None:
         return ()
-    held = None if measured is None else _held(name, measured, limit)
-    note = f"not checked: {missing}" if measured is None else ""
-    return (LimitResult(name=name, limit=rule(name, limit), measured=measured, held=held, kind="budget", note=note),)
+    text = rule(name, limit)
+    if measured is None:
+        return (_unchecked(name, text, missing, "budget"),)
+    return (LimitResult(name=name, limit=text, measured=measured, held=_held(name, measured, limit), kind="budget"),)
 
 
 def add_limits(verdict: Verdict, results: Sequence[LimitResult]) -> Verdict:

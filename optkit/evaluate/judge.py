@@ -8,13 +8,20 @@ from itertools import zip_longest
 
 from optkit.data.dataset import Arrays, Batch, Dataset
 from optkit.errors import DataError, GivenError
-from optkit.evaluate.checks import accuracy_limits, add_limits, budget_limits, no_limit_missed, would_pass
+from optkit.evaluate.checks import (
+    accuracy_limits,
+    add_limits,
+    budget_limits,
+    no_limit_missed,
+    not_checked,
+    would_pass,
+)
 from optkit.evaluate.fidelity import Fidelity
-from optkit.evaluate.limits import LabelledLimits, Limits
+from optkit.evaluate.limits import Limits
 from optkit.evaluate.metrics import Metric, metric_name, needs_labels
 from optkit.evaluate.rows import OutputOptions, trim
 from optkit.evaluate.scoring import PairedScore, fit_metric
-from optkit.model.manifest import LimitResult, MeasuredOn, MetricResult, Verdict
+from optkit.model.manifest import MeasuredOn, MetricResult, Verdict
 from optkit.model.signature import Signature
 
 __all__ = ["OutputOptions", "add_limits", "budget_limits", "judge"]
@@ -54,7 +61,7 @@ def judge(
             labels or fit data it needs, or a mask that does not fit.
         GivenError: ``options`` name an output that is not there, or a user's metric fails.
     """
-    scored = None if metric is None or _refusal(metric, limits, dataset) else metric
+    scored = metric if metric is not None and _measurable(metric, limits, dataset) else None
     if metric is None and limits.metric_drop is not None:
         raise DataError(
             "The limit metric_drop cannot be checked: no metric is named.",
@@ -72,11 +79,12 @@ def judge(
             paired.add(real, before, after)
     comparison.check_options()
     metrics = () if paired is None or comparison.problems else (paired.result(),)
-    return _verdict(comparison, dataset, metrics, limits, exact)
+    no_metric = "the metric was not measured, see the problems" if paired is not None else "no metric is named"
+    return _verdict(comparison, dataset, metrics, limits.resolved(exact, discrete=comparison.discrete), no_metric)
 
 
-def _refusal(metric: Metric, limits: Limits, dataset: Dataset) -> str:
-    """Why the metric is left out; empty when it is measured.
+def _measurable(metric: Metric, limits: Limits, dataset: Dataset) -> bool:
+    """Whether the data have what the metric needs; False only where ``labelled:`` limits allow for that.
 
     Raises:
         DataError: it is not allowed to be left out.
@@ -89,9 +97,9 @@ def _refusal(metric: Metric, limits: Limits, dataset: Dataset) -> str:
             fix="give some with --data evaluation=FILE, or leave out the metric",
         )
     if dataset.labels is not None or not needs_labels(metric):
-        return ""
+        return True
     if limits.metric_drop is None and limits.labelled is not None:
-        return "no labelled data"
+        return False
     raise DataError(
         f"The metric {name} cannot be measured: the {dataset.split} data have no labels.",
         expected="one label a sample",
@@ -119,6 +127,11 @@ class _Comparison:
     def outputs(self) -> list[Fidelity]:
         """In the original's order."""
         return list(self._outputs.values())
+
+    @property
+    def discrete(self) -> bool:
+        """Whether an output is integer, bool or string."""
+        return any(output.discrete for output in self._outputs.values())
 
     def aligned(
         self, batches: Iterable[Batch], original: Iterable[Arrays], result: Iterable[Arrays]
@@ -173,17 +186,19 @@ class _Comparison:
 
 
 def _verdict(
-    comparison: _Comparison, dataset: Dataset, metrics: tuple[MetricResult, ...], limits: Limits, exact: bool
+    comparison: _Comparison, dataset: Dataset, metrics: tuple[MetricResult, ...], limits: Limits, no_metric: str
 ) -> Verdict:
     outputs = tuple(output.result() for output in comparison.outputs)
     problems = comparison.finished_problems()
-    discrete = any(output.discrete for output in comparison.outputs)
     metric = metrics[0] if metrics else None
-    resolved = limits.resolved(exact, discrete=discrete)
-    checked = (
-        *accuracy_limits(resolved, outputs, metric),
-        *_labelled(resolved.labelled, outputs, metric, dataset),
-    )
+    checked = accuracy_limits(limits, outputs, metric, no_metric=no_metric)
+    if limits.labelled is not None:
+        unlabelled = "no labelled data" if dataset.labels is None and metric is None else ""
+        checked += (
+            not_checked(limits.labelled, unlabelled, prefix="labelled.")
+            if unlabelled
+            else accuracy_limits(limits.labelled, outputs, metric, no_metric=no_metric, prefix="labelled.")
+        )
     return Verdict(
         held=no_limit_missed(checked, problems),
         outputs=outputs,
@@ -191,21 +206,16 @@ def _verdict(
         limits=checked,
         problems=problems,
         dropped_outputs=tuple(sorted(comparison.dropped)),
-        measured_on=MeasuredOn(
-            split=dataset.split,
-            source=dataset.source,
-            samples=comparison.samples,
-            batch=dataset.batch,
-            synthetic=dataset.synthetic,
-        ),
+        measured_on=_measured_on(dataset, comparison.samples),
         would_pass=would_pass(checked),
     )
 
 
-def _labelled(
-    limits: LabelledLimits | None, outputs: Sequence[object], metric: MetricResult | None, dataset: Dataset
-) -> tuple[LimitResult, ...]:
-    if limits is None:
-        return ()
-    unlabelled = "" if dataset.labels is not None or metric is not None else "not checked: no labelled data"
-    return accuracy_limits(limits, outputs, metric, prefix="labelled.", unlabelled=unlabelled)  # type: ignore[arg-type]
+def _measured_on(dataset: Dataset, samples: int) -> MeasuredOn:
+    return MeasuredOn(
+        split=dataset.split,
+        source=dataset.source,
+        samples=samples,
+        batch=dataset.batch,
+        synthetic=dataset.synthetic,
+    )

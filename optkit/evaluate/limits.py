@@ -101,7 +101,7 @@ class Limits(LabelledLimits):
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Limits:
-        """Limits from ``--limit`` texts: ``cosine=0.99``, ``labelled.cosine=0.9``, ``metric_drop={max: .01, by: bound}``.
+        """Limits from ``--limit`` texts: ``cosine=0.99``, ``labelled.cosine=0.9``, ``metric_drop={max: 1, by: bound}``.
 
         Of two texts for one limit the later wins.
 

@@ -102,7 +102,11 @@ def fit_metric(metric: Metric, fit: tuple[Dataset, Iterable[Arrays]] | None, sig
     outputs: list[Arrays] = []
     for batch, made in zip_longest(fit[0].batches(), fit[1]):
         if batch is None or made is None:
-            raise DataError(f"The fit data of the metric {name} and the original's outputs differ in length.")
+            raise DataError(
+                f"The fit data of the metric {name} and the original's outputs on them differ in length.",
+                expected="one dict of outputs a batch",
+                fix="run the original on the same fit data",
+            )
         real = trim(batch, signature)
         prepared = isinstance(metric, Prepared)
         inputs.append({} if prepared else real.inputs)

@@ -69,7 +69,7 @@ def paired_difference(
     the 95 % bound of its rate is 1 - 0.05^(1/n), about 3/n (Hanley & Lippman-Hand 1983). So the half-widths are then at
     least that rate, times the largest value a unit has (1 where all are 0: a right answer turned wrong).
 
-    ``smallest_provable`` = bound - drop: the budget that ``by: bound`` would just grant on these units, were the drop zero.
+    ``smallest_provable`` = bound - drop: the budget that ``by: bound`` would just grant, were the drop zero.
     """
     sign = 1.0 if higher_is_better else -1.0
     both = np.hstack([original, result])

@@ -54,7 +54,7 @@ def model_files(model: Model) -> list[Path]:
 
 def huggingface_files(folder: Path) -> list[Path]:
     """The files of a Hugging Face folder that decide what the model computes, sorted by name."""
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     others = {file for pattern in _COMPANIONS for file in folder.glob(pattern)}
     found = {folder / "config.json", *weights, *others}
     return sorted((file for file in found if file.is_file()), key=lambda file: file.name)

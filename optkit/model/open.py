@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optkit.errors import ModelError, UsageError
+from optkit.model.bundle_facts import read_bundle, read_object
 from optkit.model.model import Assets, Form, Kind, Model
 from optkit.model.pickle_file import LEGACY_MAGIC, PickleFacts, look_at_legacy, look_at_zip
 from optkit.model.safetensors_file import looks_like_safetensors, safetensors_keys
@@ -40,10 +40,10 @@ class _Given:
     inputs: tuple[TensorSpec, ...]
     trust: bool
 
-    def model(self, kind: Kind, signature: Signature, path: Path | None = None) -> Model:
+    def model(self, kind: Kind, signature: Signature) -> Model:
         forms: dict[Kind, Form] = {"onnx": "onnx", "ort": "ort"}
         return Model(
-            path=path or self.path,
+            path=self.path,
             form=forms.get(kind, "torch"),
             kind=kind,
             signature=merge_signature(signature, self.inputs),
@@ -270,7 +270,7 @@ def _open_folder(given: _Given) -> Model:
     folder = given.path
     if (folder / "manifest.json").is_file():
         return _open_bundle(given)
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
     if (folder / "config.json").is_file() and weights:
         return _open_huggingface(given)
     inside = sorted(file.name for file in folder.iterdir() if file.suffix in {".onnx", ".ort", ".pt2", ".pt", ".pth"})
@@ -283,7 +283,7 @@ def _open_folder(given: _Given) -> Model:
 
 
 def _open_huggingface(given: _Given) -> Model:
-    config = _read_object(given.path / "config.json")
+    config = read_object(given.path / "config.json")
     if not {"model_type", "architectures"} & config.keys():
         raise ModelError(
             "The folder's config.json names no architecture.",
@@ -293,13 +293,33 @@ def _open_huggingface(given: _Given) -> Model:
         )
     if not any(given.path.glob("*.safetensors")):
         _check_bins(given)
-    return given.model("huggingface", Signature())
+    model = given.model("huggingface", Signature())
+    if not given.inputs:
+        model = model.with_signature(_default_signature(model))
+    return replace(model, assets=_tokenizer_asset(model))
+
+
+def _default_signature(model: Model) -> Signature:
+    from optkit.model.huggingface import default_signature
+
+    try:
+        return default_signature(model)
+    except (TypeError, ValueError, AttributeError, KeyError):  # a config.json with values of other types
+        return Signature()
+
+
+def _tokenizer_asset(model: Model) -> Assets:
+    """The folder's own tokenizer feeds ``input_ids`` and what goes with them."""
+    names = {spec.name for spec in model.signature.inputs}
+    if "input_ids" not in names or not (model.path / "tokenizer.json").is_file():
+        return Assets()
+    return Assets({"input_ids": {"kind": "text", "tokenizer": "."}}, model.path)
 
 
 def _check_bins(given: _Given) -> None:
-    """PyTorch ``*.bin`` weights are pickles; refuse those that would run code."""
-    for file in sorted(given.path.glob("*.bin")):
-        model = _open_file(replace(given, path=file, factory="weights:only", inputs=()))
+    """PyTorch's ``*.bin`` weights are pickles: refuse those that would run code, or are no weights."""
+    for file in sorted(given.path.glob("pytorch_model*.bin")):
+        model = _open_file(replace(given, path=file, factory="transformers:AutoModel", inputs=()))
         if model.kind != "weights":
             raise ModelError(
                 f"The folder's {file.name} is {_NAMES[model.kind]} and not a state_dict.",
@@ -310,73 +330,8 @@ def _check_bins(given: _Given) -> None:
 
 
 def _open_bundle(given: _Given) -> Model:
-    from pydantic import ValidationError
-
-    from optkit.model.manifest import Manifest
-
-    folder = given.path
-    try:
-        manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ModelError(
-            f"The bundle's manifest cannot be read: {place + ': ' if place else ''}{first['msg']}.",
-            expected="manifest.json as this version of optkit writes it",
-            fix=f"make the bundle again, or give its model alone: {folder / 'model.onnx'}",
-            file=folder / "manifest.json",
-        ) from error
-    files = [file for file in (folder / "model.onnx", folder / "model.ort") if file.is_file()]
-    if not files:
-        raise ModelError(
-            "The bundle has lost its model.",
-            expected="model.onnx or model.ort beside manifest.json",
-            fix="copy the whole folder again",
-            file=folder,
-        )
-    model = _open_file(replace(given, path=files[0]))
+    facts = read_bundle(given.path)
+    model = _open_file(replace(given, path=facts.file))
     if model.kind == "ort":
-        stated = Signature(_stated(manifest.result.inputs), _stated(manifest.result.outputs))
-        model = model.with_signature(merge_signature(stated, given.inputs))
-    return replace(
-        model,
-        session=dict(manifest.session),
-        lineage=tuple(step.title for step in manifest.steps if step.status == "changed"),
-        assets=_assets(folder),
-    )
-
-
-def _stated(specs: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-    """Inputs or outputs as the manifest states them; empty where one has a dtype or rank that cannot be written."""
-    try:
-        return parse_signature("; ".join(specs))
-    except UsageError:
-        return ()
-
-
-def _assets(folder: Path) -> Assets:
-    file = folder / "preprocess.json"
-    if not file.is_file():
-        return Assets()
-    preprocess = _read_object(file)
-    if not all(isinstance(entry, dict) for entry in preprocess.values()):
-        raise ModelError(
-            "The bundle's preprocess.json cannot be read.",
-            expected="input name -> preprocessing entry",
-            fix="copy the whole folder again",
-            file=file,
-        )
-    return Assets(preprocess, folder)
-
-
-def _read_object(file: Path) -> dict[str, dict[str, object]]:
-    """A JSON file whose outermost value is an object."""
-    try:
-        value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ModelError(
-            f"This is no JSON: {error}.", expected="a JSON object", fix="copy it again", file=file
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelError("This JSON is no object.", expected="a JSON object", fix="copy it again", file=file)
-    return value
+        model = model.with_signature(merge_signature(facts.signature, given.inputs))
+    return replace(model, session=facts.session, lineage=facts.lineage, assets=facts.assets)

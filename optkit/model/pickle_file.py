@@ -8,7 +8,7 @@ Python's ``pickle``. The unpickler is the one in pure Python, because a pickle c
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -19,8 +19,8 @@ from optkit.errors import ModelError
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """First bytes of ``torch.save`` before the zip format: the pickled number 0x1950a86a20f9469cfc6c."""
 
-STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
-"""Where checkpoints keep the state_dict, the likeliest first."""
+STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
+"""Where training scripts keep the state_dict in a checkpoint, the likeliest first."""
 
 _SAFE = frozenset(
     [
@@ -169,7 +169,7 @@ def _facts(file: IO[bytes], path: Path) -> PickleFacts:
     looker = _Looker(file)
     root = _load(looker, path)
     prefix, state = state_dict_of(root, _is_tensor)
-    tensors = tuple(str(key) for key, value in state.items() if _is_tensor(value))
+    tensors = tuple(map(str, state))
     return PickleFacts(
         kind="weights" if tensors else "pickle",
         prefix=prefix,
@@ -205,23 +205,19 @@ def is_safe_global(name: str) -> bool:
     )
 
 
-def state_dict_of(root: object, is_tensor: Callable[[object], bool]) -> tuple[str, Mapping[Any, Any]]:
-    """(dotted key, state_dict) inside a loaded checkpoint; the first found wins, an empty dict where there is none.
+def state_dict_of(root: object, is_tensor: Callable[[object], bool], depth: int = 3) -> tuple[str, Mapping[Any, Any]]:
+    """(dotted key, name -> tensor) inside a loaded checkpoint; an empty dict where there is no state_dict.
 
-    A dict with tensors is the state_dict itself; otherwise the entries named like ``STATE_KEYS`` are looked into, then
-    all others, at most three levels deep. Optimizer states are passed over.
+    A dict of tensors is the state_dict itself; else what lies under the first of ``STATE_KEYS``, at most ``depth``
+    levels deep; else the tensors of a dict that holds mostly tensors.
     """
-    for prefix, mapping in _candidates(root, "", 3):
-        if any(is_tensor(value) for value in mapping.values()):
-            return prefix, mapping
-    return "", {}
-
-
-def _candidates(value: object, prefix: str, depth: int) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    if not isinstance(value, Mapping) or depth == 0:
-        return
-    yield prefix, value
-    rank = {key: place for place, key in enumerate(STATE_KEYS)}
-    for key in sorted(value, key=lambda key: rank.get(key, len(rank)) if isinstance(key, str) else len(rank)):
-        if not str(key).startswith("opt"):
-            yield from _candidates(value[key], f"{prefix}.{key}".lstrip("."), depth - 1)
+    if not isinstance(root, Mapping) or depth == 0:
+        return "", {}
+    tensors = {key: value for key, value in root.items() if is_tensor(value)}
+    if len(tensors) == len(root):
+        return "", tensors
+    for key in STATE_KEYS:
+        prefix, found = state_dict_of(root.get(key), is_tensor, depth - 1)
+        if found:
+            return f"{key}.{prefix}".rstrip("."), found
+    return ("", tensors) if len(tensors) * 2 > len(root) else ("", {})

@@ -21,7 +21,7 @@ def forward_names(module: nn.Module) -> tuple[str, ...]:
     Of an export these are the flat inputs: an argument ``x`` that is a pair counts as ``x_0``, ``x_1``.
     """
     if _tree(module) is not None:
-        return tuple(node.name for node in module.graph.nodes if node.op == "placeholder")  # type: ignore[union-attr]
+        return tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
     schema = getattr(module.forward, "schema", None)
     if schema is not None:
         return tuple(argument.name for argument in schema.arguments if argument.name != "self")

@@ -44,11 +44,21 @@ class Outcome:
 class Context(Protocol):
     """What a pass may know and use beside its input. The pipeline builds it."""
 
-    original: Model
-    workdir: Path
-    """A fresh folder of this step's own; write the result there."""
-    target: Target
-    seed: int
+    @property
+    def original(self) -> Model:
+        """The model as it was given."""
+
+    @property
+    def workdir(self) -> Path:
+        """A fresh folder of this step's own; write the result there."""
+
+    @property
+    def target(self) -> Target:
+        """The machine the result is for."""
+
+    @property
+    def seed(self) -> int:
+        """Of every random choice."""
 
     def batches(self, split: str) -> Dataset:
         """The samples of a split; DataError when there are none (calibration on synthetic data needs a flag)."""

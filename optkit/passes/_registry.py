@@ -37,6 +37,11 @@ def _third_party() -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=GROUP) if point.name not in _own()}
 
 
+def own_names() -> list[str]:
+    """Names of the passes optkit ships."""
+    return sorted(_own())
+
+
 def names() -> list[str]:
     """Names of all passes, as recipes write them, without importing any."""
     return sorted([*_own(), *_third_party()])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optkit.bench.ratio import Candidate, Timed, compare_latency
 from optkit.data.dataset import Arrays, Dataset
 from optkit.errors import PassError
 from optkit.evaluate.judge import judge
@@ -120,10 +121,8 @@ def time_models(job: Job, models: Sequence[Model], budget_s: float = 4.0) -> lis
     return [timed.ratio for timed in time_candidates(job, [(model, job.target) for model in models], budget_s)]
 
 
-def time_candidates(job: Job, candidates: Sequence[tuple[Model, Target]], budget_s: float):  # type: ignore[no-untyped-def]
+def time_candidates(job: Job, candidates: Sequence[tuple[Model, Target]], budget_s: float) -> list[Timed]:
     """As ``time_models``, with a target each and everything the stopwatch found."""
-    from optkit.bench.ratio import Candidate, compare_latency
-
     inputs, described = bench_inputs(job)
     chosen = [Candidate(model=model, target=target, session=model.session) for model, target in candidates]
     return compare_latency(chosen, inputs, budget_s=budget_s, described=described)

@@ -1,4 +1,4 @@
-"""Finds the data, preprocessing and metric for a model: flags first, then the recipe, then data.yaml beside the model."""
+"""Finds data, preprocessing and metric for a model: flags first, then the recipe, then data.yaml beside the model."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def open_splits(model: Model, gathered: Gathered, target: Target, *, seed: int, 
     """
     splits: dict[str, Dataset] = {
         split: open_dataset(
-            split,  # type: ignore[arg-type]
+            split,
             source.spec,
             signature=model.signature,
             base=source.base,
@@ -153,7 +153,7 @@ def open_splits(model: Model, gathered: Gathered, target: Target, *, seed: int, 
         for split, source in gathered.sources.items()
     }
     for split, offset in (("evaluation", 0), ("search", 1), ("calibration", 2)):
-        made_up = split != "search" or splits.get("evaluation", None) is None or splits["evaluation"].synthetic
+        made_up = split != "search" or splits.get("evaluation") is None or splits["evaluation"].synthetic
         if split not in splits and made_up and (search or split == "evaluation"):
             splits[split] = _synthetic(model, target, split, seed + offset)
     if search and "search" not in splits:

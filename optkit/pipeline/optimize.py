@@ -64,7 +64,7 @@ def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
     result, records = run_steps(job, [planned.step for planned in plan.steps], policy)
     policy.watch("judging", len(records), len(records))
     baseline = export(job, job.original)
-    verdict = final_verdict(job, result, records)
+    verdict = final_verdict(job, result)
     timing, note = (_time(job, baseline, result, policy)) if policy.bench else (None, "not timed: --no-bench")
     verdict = add_limits(verdict, _budget(job, baseline, result, timing, note))
     manifest = Manifest(
@@ -89,7 +89,7 @@ def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
     return manifest
 
 
-def final_verdict(job: Job, result: Model, records: Sequence[StepRecord]) -> Verdict:
+def final_verdict(job: Job, result: Model) -> Verdict:
     """Original against result on the evaluation split; from the cache where nothing changed."""
     dataset = job.splits["evaluation"]
     facts: dict[str, Any] = {"what": "verdict", "original": job.original.digest, "result": result.digest}
@@ -125,9 +125,7 @@ def _time(job: Job, baseline: Model, result: Model, policy: Policy) -> tuple[Tim
     return Timing(result=timed[1].ratio, torch_eager_ms=eager, peak_mb=timed[1].peak_mb), ""
 
 
-def _budget(
-    job: Job, baseline: Model, result: Model, timing: Timing | None, note: str
-) -> tuple[LimitResult, ...]:
+def _budget(job: Job, baseline: Model, result: Model, timing: Timing | None, note: str) -> tuple[LimitResult, ...]:
     return budget_limits(
         job.limits,
         ratio=timing.result if timing else None,

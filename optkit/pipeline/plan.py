@@ -1,4 +1,4 @@
-"""Refuses before any work: passes, packages, provider, data, limits and output are looked at, the original runs once."""
+"""Refuses before any work: passes, packages, provider, data, limits, output; and the original runs once."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def as_recipe(recipe: str | Path | Recipe | Pass | Sequence[Pass]) -> Recipe:
         return recipe
     if isinstance(recipe, str | Path):
         return Recipe.load(recipe)
-    return Recipe(passes=[recipe] if isinstance(recipe, Pass) else list(recipe))  # type: ignore[arg-type]
+    return Recipe(passes=[recipe] if isinstance(recipe, Pass) else list(recipe))
 
 
 def open_given(model: str | Path | Model, options: Options) -> Model:
@@ -296,9 +296,7 @@ def _sizes(signature: Signature, inputs: Arrays) -> dict[int, str]:
 
 def _named(array: Any, sizes: Mapping[int, str]) -> tuple[int | str, ...]:
     names = [sizes.get(size, "") for size in array.shape]
-    return tuple(
-        name if name and not name.isdigit() else size for name, size in zip(names, array.shape, strict=True)
-    )
+    return tuple(name if name and not name.isdigit() else size for name, size in zip(names, array.shape, strict=True))
 
 
 def default_output(model: str | Path | Model, recipe: Recipe) -> Path:

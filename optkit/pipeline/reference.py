@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optkit.data.dataset import Arrays, Dataset
+from optkit.data.dataset import Array, Arrays, Dataset
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.pipeline.cache import Cache
@@ -53,6 +53,6 @@ def original_target(model: Model, target: Target) -> Target:
     return target if model.form != "torch" else Target("cpu", target.threads, target.shapes)
 
 
-def storable(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def storable(array: Array) -> Array:
     """Strings come from onnxruntime as objects, which only pickle could store."""
     return array.astype(str) if array.dtype == object else array

@@ -70,9 +70,7 @@ def run_steps(job: Job, steps: Sequence[Step], policy: Policy) -> tuple[Model, l
     return model, records
 
 
-def run_step(
-    job: Job, step: Step, before: Model, policy: Policy, *, lossy_before: bool
-) -> tuple[Model, StepRecord]:
+def run_step(job: Job, step: Step, before: Model, policy: Policy, *, lossy_before: bool) -> tuple[Model, StepRecord]:
     """One step: the model to go on with, and its record."""
     reason = skip_by_rule(step, before.form, job.target)
     if reason:
@@ -212,7 +210,7 @@ def _machine_features() -> tuple[str, ...]:
 def _source_digest(cls: type[Pass]) -> str:
     """Over the pass's own file and the shared working parts, so that an edited pass is never served from the cache."""
     source = inspect.getsourcefile(cls)
-    shared = [file for file in Path(_registry.__file__).parent.rglob("_*.py")]
+    shared = list(Path(_registry.__file__).parent.rglob("_*.py"))
     shared += [file for folder in Path(_registry.__file__).parent.glob("_*/") for file in folder.rglob("*.py")]
     return sha256_files(sorted({*shared, *([Path(source)] if source else [])}))
 
@@ -248,11 +246,11 @@ def _speedup(job: Job, step: Step, before: Model, after: Model, policy: Policy) 
     comparable = before.form == after.form == "onnx" and step.options.for_speed
     if not (policy.bench and comparable):
         return None
-    from optkit.model.machine import machine
+    from optkit.model.machine import fingerprint
 
     data = (job.splits.get("search") or job.splits["evaluation"]).digest
     facts = {"what": "timing", "before": before.digest, "after": after.digest, "session": after.session, "data": data}
-    key = key_of({**facts, "machine": machine().fingerprint(job.target)})
+    key = key_of({**facts, "machine": fingerprint(job.target)})
     known = None if policy.remeasure else job.cache.get_facts(key)
     if known is not None:
         return Ratio(**known)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from optkit.errors import RecipeError, UsageError
+from optkit.errors import OutputError, RecipeError, UsageError
 from optkit.passes._registry import find
 from optkit.recipe.recipe import FRAME_KEYS, Recipe, Step
 from optkit.recipe.yaml_file import Document, KeyPath, parse_value, read_yaml
@@ -48,6 +48,27 @@ def find_recipe(name_or_file: str) -> Path:
         expected="a YAML file, or one of " + ", ".join(known),
         fix=f"did you mean '{close[0]}'?" if close else "see: optkit recipe list",
     )
+
+
+def write_copy(name: str, target: Path) -> Path:
+    """Copy a shipped recipe as the beginning of one's own.
+
+    Raises:
+        OutputError: something is at ``target`` already, or it cannot be written.
+    """
+    source = find_recipe(name)
+    if target.exists():
+        raise OutputError(
+            f"The file {target} exists already.", expected="a path where nothing is yet", fix="choose another name"
+        )
+    text = source.read_text().replace(f"name: {source.stem}", f"name: {target.stem}", 1)
+    try:
+        target.write_text(f"# Started from the shipped recipe {source.stem}; all options: optkit passes list\n{text}")
+    except OSError as error:
+        raise OutputError(
+            f"{target} cannot be written: {error.strerror}.", expected="a writable folder", fix="choose another path"
+        ) from error
+    return target
 
 
 def load_recipe(name_or_file: str, sets: Iterable[str] = ()) -> Recipe:

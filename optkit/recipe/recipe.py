@@ -168,6 +168,12 @@ class Recipe(_Frozen):
         plain["passes"] = [step.resolved() for step in self.passes]
         return {key: plain[key] for key in order if key in plain}
 
+    def text(self) -> str:
+        """The resolved recipe as YAML."""
+        import yaml
+
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=110)
+
     def _absolute(self, source: DataSource) -> str:
         path = self.base / source.source
         return str(path.resolve()) if path.exists() else source.source

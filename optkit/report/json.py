@@ -60,12 +60,12 @@ def envelope(verb: str, result: Any = None, error: BaseException | None = None) 
     """The envelope as plain data."""
     code = 0 if error is None else getattr(error, "exit_code", 1)
     facts = None if error is None else _error(error)
-    body = Envelope(schema=1, verb=verb, ok=code == 0, exit_code=code, error=facts, result=plain(result))
+    body = Envelope(verb=verb, ok=code == 0, exit_code=code, error=facts, result=plain(result))
     return body.model_dump(mode="python", by_alias=True)
 
 
 def dump(value: Any) -> str:
-    """Any facts as indented JSON; non-finite floats become null, and ``nonfinite`` of the outermost mapping says which."""
+    """Any facts as indented JSON; non-finite floats become null, and the outermost ``nonfinite`` says which."""
     flags: dict[str, str] = {}
     cleaned = _finite(plain(value), "", flags)
     if flags and isinstance(cleaned, dict) and "nonfinite" in cleaned:

@@ -48,8 +48,8 @@ def _verdict(verdict: Verdict) -> str:
 
 def _metrics(verdict: Verdict) -> str:
     lines = [
-        f"- {m.name}: {m.original:.4f} -> {m.result:.4f}, drop {m.drop:.4f} [{m.low:.4f}, {m.high:.4f}] on {m.samples}; "
-        f"one-sided 95 % bound {m.bound:.4f}, smallest provable budget {m.smallest_provable:.4f}"
+        f"- {m.name}: {m.original:.4f} -> {m.result:.4f}, drop {m.drop:.4f} [{m.low:.4f}, {m.high:.4f}] "
+        f"on {m.samples}; one-sided 95 % bound {m.bound:.4f}, smallest provable budget {m.smallest_provable:.4f}"
         for m in verdict.metrics
     ]
     return "\n".join(lines)

@@ -37,7 +37,7 @@ def speedup(ratio: Ratio | None) -> str:
 
 def steps_table(manifest: Manifest) -> Table:
     """Pass by pass: what changed, size, coarse speed, drift from the original."""
-    rows = [("original", "", size(manifest.original.size_bytes), "", "")]
+    rows: list[tuple[str, ...]] = [("original", "", size(manifest.original.size_bytes), "", "")]
     rows += [_step_row(step) for step in manifest.steps]
     return Table("Passes", ("pass", "what changed", "size", "speed (coarse)", "cosine to original"), tuple(rows))
 
@@ -59,7 +59,9 @@ def what_changed(step: StepRecord) -> str:
 def summary_table(manifest: Manifest) -> Table:
     """Original against result: size, latency, task metric."""
     original, result = manifest.baseline.size_bytes, manifest.result.size_bytes
-    rows = [("size", size(manifest.original.size_bytes), size(result), f"{result / max(original, 1):.2f} of the export")]
+    rows: list[tuple[str, ...]] = [
+        ("size", size(manifest.original.size_bytes), size(result), f"{result / max(original, 1):.2f} of the export")
+    ]
     rows.append(_latency_row(manifest))
     rows += [_metric_row(metric) for metric in manifest.verdict.metrics]
     return Table("Result", ("", "original", "result", "difference"), tuple(rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class OnnxRunner(Runner):
     """A session of onnxruntime on one model.
 
     ``outputs`` may name inner tensors: they become outputs of the graph in memory, nothing is written, and weights in
-    external data stay where they are. ``session`` entries override those of ``model.session``.
+    external data stay where they are. bfloat16 outputs come back as float32. ``session`` entries override those of ``model.session``.
 
     Args:
         model: of form ``onnx`` or ``ort``.
@@ -106,7 +106,7 @@ class OnnxRunner(Runner):
 
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs by name, for one batch; see ``Runner.run``."""
-        feeds = {name: _fit(inputs[name], spec) for name, spec in self._checked(inputs).items()}
+        feeds = self._feeds(inputs)
         try:
             values = self._compute_raw(feeds) if self._bfloat16 else self.session.run(list(self.outputs), feeds)
         except ort_failures() as error:
@@ -122,11 +122,21 @@ class OnnxRunner(Runner):
                 )
         return found
 
+    def bind(self, inputs: Arrays) -> Callable[[], object]:
+        """``session.run`` alone on checked inputs; see ``Runner.bind``."""
+        feeds = self._feeds(inputs)
+        self.run(inputs)
+        if self._bfloat16:
+            return lambda: self._compute_raw(feeds)
+        run, names = self.session.run, list(self.outputs)
+        return lambda: run(names, feeds)
+
     def close(self) -> None:
         """End the session and its threads."""
         self._session = None
 
-    def _checked(self, inputs: Arrays) -> dict[str, Any]:
+    def _feeds(self, inputs: Arrays) -> Arrays:
+        """The inputs in the model's dtypes."""
         if inputs.keys() != self._inputs.keys():
             missing = [name for name in self._inputs if name not in inputs]
             extra = [name for name in inputs if name not in self._inputs]
@@ -136,7 +146,7 @@ class OnnxRunner(Runner):
                 expected="arrays named " + ", ".join(self._inputs),
                 fix="name them so, or map them with columns: {input: column}",
             )
-        return self._inputs
+        return {name: _fit(inputs[name], spec) for name, spec in self._inputs.items()}
 
     def _compute_raw(self, feeds: Arrays) -> list[Array]:
         ort = import_ort()
@@ -298,10 +308,9 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def _array(value: onnxruntime.OrtValue) -> Array:
-    """The value as numpy; bfloat16 is copied out of its memory, as onnxruntime does not convert it."""
+    """The value as numpy; bfloat16, which onnxruntime does not convert, as float32."""
     if value.data_type() != "tensor(bfloat16)":
         return np.asarray(value.numpy())
     size = int(np.prod(value.shape(), dtype=np.int64)) * 2
     raw = ctypes.string_at(value.data_ptr(), size) if size else b""
-    found: Array = np.frombuffer(raw, dtype=_dtype("bfloat16")).reshape(value.shape())
-    return found
+    return np.frombuffer(raw, dtype=_dtype("bfloat16")).reshape(value.shape()).astype(np.float32)

@@ -16,6 +16,8 @@ from optkit.runner.base import Runner
 if TYPE_CHECKING:
     from torch import Tensor
 
+_FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
+
 
 class TorchRunner(Runner):
     """A module in eval mode, called with inputs by name; outputs are named by ``name_outputs``.
@@ -47,9 +49,9 @@ class TorchRunner(Runner):
         import torch
 
         self._check(inputs)
-        tensors = {name: _tensor(name, array) for name, array in inputs.items()}
-        order = [spec.name for spec in self._model.signature.inputs]
-        args, kwargs = bind_inputs(self._module, tensors, order)
+        specs = {spec.name: spec for spec in self._model.signature.inputs}
+        tensors = {name: _tensor(name, array, specs.get(name)) for name, array in inputs.items()}
+        args, kwargs = bind_inputs(self._module, tensors, list(specs))
         try:
             with torch.inference_mode():
                 found = name_outputs(self._module(*args, **kwargs))
@@ -93,21 +95,34 @@ class TorchRunner(Runner):
 
 
 def _misfit(spec: TensorSpec, array: Array) -> str:
-    dtype = str(array.dtype)
-    if dtype != spec.dtype and not (spec.dtype == "bfloat16" and dtype == "float32"):
-        return f"input '{spec.name}' is {dtype} and not {spec.dtype}"
+    if not _fits(array, spec.dtype):
+        return f"input '{spec.name}' is {array.dtype} and not {spec.dtype}"
     if spec.shape is not None and array.ndim != len(spec.shape):
         return f"input '{spec.name}' has {array.ndim} dimensions and not {len(spec.shape)}"
     return ""
 
 
-def _tensor(name: str, array: Array) -> Tensor:
+def _fits(array: Array, wanted: str) -> bool:
+    """Whether the array has that dtype, or becomes it without loss: floats of any width, whole numbers in its range."""
+    given = array.dtype.name
+    if given == wanted or {given, wanted} <= _FLOATS:
+        return True
+    if array.dtype.kind not in "iu" or "int" not in wanted:
+        return False
+    limits = np.iinfo(wanted)
+    return array.size == 0 or bool(array.min() >= limits.min and array.max() <= limits.max)
+
+
+def _tensor(name: str, array: Array, spec: TensorSpec | None) -> Tensor:
     import torch
 
+    wanted = array.dtype.name if spec is None else spec.dtype
+    plain = "float32" if wanted == "bfloat16" else wanted
     try:
-        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        tensor = torch.from_numpy(np.require(array, dtype=plain, requirements=["C", "W"]))
     except TypeError as error:
         raise DataError(f"Input '{name}' is {array.dtype}, which torch does not take.") from error
+    return tensor.bfloat16() if wanted == "bfloat16" else tensor
 
 
 def _array(tensor: Tensor) -> Array:
