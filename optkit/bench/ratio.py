@@ -145,12 +145,10 @@ def calls_per_block(speeds: Sequence[float], budget_s: float) -> int:
 
 def describe(inputs: Sequence[Arrays], described: str = "") -> str:
     """``real, x float32[8,1,8,8]``; where batches differ in shape, the first one's and how many there are."""
-    first = ", ".join(
-        f"{name} {array.dtype}{list(array.shape)}".replace(" [", "[") for name, array in inputs[0].items()
-    )
-    shapes = {tuple((name, array.shape) for name, array in batch.items()) for batch in inputs}
-    parts = [described, first.replace(", ", ","), f"and {len(shapes) - 1} other shapes" if len(shapes) > 1 else ""]
-    return ", ".join(part for part in parts if part)
+    first = [f"{name} {array.dtype}[{','.join(map(str, array.shape))}]" for name, array in inputs[0].items()]
+    others = len({tuple(array.shape for array in batch.values()) for batch in inputs}) - 1
+    more = [f"and {others} other {'shapes' if others > 1 else 'shape'}"] if others else []
+    return ", ".join([*filter(None, [described]), *first, *more])
 
 
 def _rounds(workers: Sequence[_Worker], speeds: Sequence[float], budget_s: float, inputs: int, seed: int) -> Times:
@@ -243,7 +241,10 @@ class _Worker:
 
     def _end(self) -> str:
         """How the process ended, with the last line it wrote."""
-        code = self._process.wait(timeout=10)
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "hung up and did not end"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         last = f": {lines[-1]}" if lines else ""

@@ -11,6 +11,7 @@ import typer
 from optkit import __version__
 from optkit.cli import cache, passes, recipe
 from optkit.cli.check import check
+from optkit.cli.doctor import doctor
 from optkit.cli.door import usage_failure
 from optkit.cli.optimize import optimize
 
@@ -40,6 +41,7 @@ def _root(
 
 app.command()(optimize)
 app.command()(check)
+app.command()(doctor)
 app.add_typer(passes.app, name="passes")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(cache.app, name="cache")

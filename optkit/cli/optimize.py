@@ -64,7 +64,7 @@ def optimize(
         chosen = Recipe.load(recipe, sets or ())
         with progress() as watch:
             watch("planning", 0, 0)
-            plan = make_plan(model, chosen, out or default_output(model, chosen), asked, force=force)  # type: ignore[arg-type]
+            plan = make_plan(model, chosen, out or default_output(model, chosen), asked, force=force, write=not dry_run)  # type: ignore[arg-type]
             policy = Policy(strict=strict, bench=bench, remeasure=remeasure, watch=watch)
             return plan.facts() if dry_run else execute(plan, policy, force=force)
 

@@ -38,8 +38,8 @@ class Feed(Protocol):
     def fingerprint(self) -> str:
         """Everything that decides what it makes, as text."""
 
-    def files(self, values: Mapping[str, Rows]) -> tuple[Path, ...]:
-        """Further files that the rows name."""
+    def files(self, read: Callable[[], Mapping[str, Rows]]) -> tuple[Path, ...]:
+        """Further files that the rows name; ``read`` gives the rows."""
 
     def make(self, values: Mapping[str, Rows], place: Place) -> Arrays:
         """The inputs for some rows, with the model's dtype and layout."""
@@ -99,9 +99,9 @@ class TensorFeed:
         """Input and columns."""
         return f"{self.spec} {self.axis} {self.columns}"
 
-    def files(self, values: Mapping[str, Rows]) -> tuple[Path, ...]:
+    def files(self, read: Callable[[], Mapping[str, Rows]]) -> tuple[Path, ...]:
         """None."""
-        del values
+        del read
         return ()
 
     def make(self, values: Mapping[str, Rows], place: Place) -> Arrays:
@@ -274,7 +274,8 @@ def _parse_cell(cell: Any, spec: TensorSpec, place: Place, index: int) -> Array:
         raise DataError(
             f"The value {cell!r:.60} for the input '{spec.name}' in {place(index)} is no number.",
             expected=f"a number, or a list of numbers, for {spec}",
-            fix="correct the value, or name another column under `columns:`",
+            fix="correct it, name another column under `columns:`, or say under `preprocess:` how text or image files "
+            "become this input",
         )
     return array
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
@@ -93,10 +93,10 @@ class Samples(Lazy):
         return total.hexdigest()
 
     def _named_files(self) -> Iterator[Path]:
-        """Files that rows of a table name."""
+        """Image files that the rows of a table name: their content is part of the samples."""
         for feed in self.feeds:
             if self.reader.parsed:
-                yield from feed.files(self.reader.read(feed.columns, self.indices))
+                yield from feed.files(partial(self.reader.read, feed.columns, self.indices))
 
     def _arrays(self) -> Arrays:
         known = {"labels of samples": self.labels, "groups of samples": self.groups, "indices of samples": self.indices}

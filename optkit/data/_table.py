@@ -36,12 +36,16 @@ class TableReader(Lazy):
         return str(self.path)
 
     @cached_property
-    def _table(self) -> tuple[tuple[str, ...], list[tuple[int, dict[str, Any]]]]:
-        """Column names, and (line number, values) of every row."""
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[int, Any]]]:
+        """Column names, and (line number, row) of every row: a list of cells (.csv) or a mapping (.jsonl)."""
         if self.kind == "csv":
             return _csv_rows(self.path)
         rows = list(_json_rows(self.path))
         return tuple(rows[0][1]) if rows else (), rows
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {name: position for position, name in enumerate(self.columns)}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -64,6 +68,8 @@ class TableReader(Lazy):
 
     def _cell(self, column: str, index: int) -> Any:
         line, row = self._table[1][index]
+        if self.kind == "csv":
+            return row[self._position[column]]
         if column not in row:
             raise DataError(
                 f"The line has no '{column}'{did_you_mean(column, row)}.",
@@ -101,7 +107,7 @@ class TableReader(Lazy):
         return sha256_of([self.path])
 
 
-def _csv_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, Any]]]]:
+def _csv_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, list[str]]]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -128,7 +134,7 @@ def _csv_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, An
                 file=path,
                 line=line,
             )
-    return header, [(line, dict(zip(header, row, strict=True))) for line, row in rows]
+    return header, rows
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

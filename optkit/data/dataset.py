@@ -31,11 +31,21 @@ class Batch:
 class Dataset(Protocol):
     """The samples of one split. Plain and picklable: it crosses process borders."""
 
-    split: str
-    source: str
-    """For people: the path, or ``synthetic``."""
-    batch: int
-    synthetic: bool
+    @property
+    def split(self) -> str:
+        """The split's name."""
+
+    @property
+    def source(self) -> str:
+        """For people: the path, or ``synthetic``."""
+
+    @property
+    def batch(self) -> int:
+        """Samples per batch."""
+
+    @property
+    def synthetic(self) -> bool:
+        """Made up from the signature."""
 
     @property
     def count(self) -> int:

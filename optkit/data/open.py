@@ -142,7 +142,11 @@ def infer_inputs(source: DataSource, *, base: Path, allow_code: bool = False) ->
     beside = {source.groups, source.labels or next((name for name in LABEL_NAMES if name in found), None)}
     renamed = {column: name for name, column in source.columns.items()}
     return tuple(
-        TensorSpec(renamed.get(name, name), str(dtype), ("batch", *shape[1:]) if shape else ())
+        TensorSpec(
+            renamed.get(name, name),
+            "string" if dtype.kind == "U" else dtype.name,
+            ("batch", *shape[1:]) if shape else (),
+        )
         for name, (shape, dtype) in found.items()
         if name not in beside or len(found) == 1
     )

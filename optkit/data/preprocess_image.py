@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,9 +52,9 @@ class ImageFeed:
         """The entry."""
         return f"{self.spec} {self.axis} {self.column} {self.entry.model_dump_json()}"
 
-    def files(self, values: Mapping[str, Rows]) -> tuple[Path, ...]:
+    def files(self, read: Callable[[], Mapping[str, Rows]]) -> tuple[Path, ...]:
         """Images that a table names."""
-        return tuple(self.folder / str(raw) for raw in values[self.column] if isinstance(raw, str))
+        return tuple(self.folder / raw for raw in read()[self.column] if isinstance(raw, str))
 
     def make(self, values: Mapping[str, Rows], place: Place) -> Arrays:
         """Decode and transform every image.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,9 +80,9 @@ class TextFeed(Lazy):
         specs = " ".join(f"{spec} {self.input_axes[spec.name]}" for spec in self.specs)
         return f"{specs} {self.columns} {self.entry.max_length} {self.entry.pair} {files}"
 
-    def files(self, values: Mapping[str, Rows]) -> tuple[Path, ...]:
+    def files(self, read: Callable[[], Mapping[str, Rows]]) -> tuple[Path, ...]:
         """None."""
-        del values
+        del read
         return ()
 
     @cached_property

@@ -54,7 +54,7 @@ class Fidelity:
     @property
     def discrete(self) -> bool:
         """True for integer, bool and string outputs."""
-        return not self._float
+        return bool(self._dtype) and not self._float
 
     def update(self, original: Array, result: Array, batch: Batch) -> None:
         """Add one batch. ``batch.inputs`` hold masks, ``batch.labels`` help to tell class scores.

@@ -115,13 +115,14 @@ class _Comparison:
         self.dropped = dropped
         self._options = options
         self._may_change = may_change
-        self._broken: dict[str, None] = {}
+        self._broken: dict[str, str] = {}
+        """Output name (empty: all of them) -> what is wrong with its presence."""
         self._outputs: dict[str, Fidelity] = {}
 
     @property
     def problems(self) -> list[str]:
         """All problems so far, those of names first."""
-        return [*self._broken, *(text for output in self._outputs.values() for text in output.problems)]
+        return [*self._broken.values(), *(text for output in self._outputs.values() for text in output.problems)]
 
     @property
     def outputs(self) -> list[Fidelity]:
@@ -144,7 +145,7 @@ class _Comparison:
                     for name, item in (("data", batch), ("original's outputs", before), ("result's outputs", after))
                     if item is None
                 ]
-                self._broken[f"the {' and the '.join(who)} end after {number} batches, the others do not"] = None
+                self._broken[""] = f"the {' and the '.join(who)} end after {number} batches, the others do not"
                 return
             yield batch, before, after
 
@@ -156,16 +157,19 @@ class _Comparison:
             if name in after:
                 output.update(before[name], after[name], batch)
             else:
-                self._broken[f"output '{name}': missing in the result, first in sample {self.samples}"] = None
+                self._break(name, f"missing in the result, first in sample {self.samples}")
         if "outputs" not in self._may_change:
-            for name in after.keys() - before.keys():
-                self._broken[f"output '{name}': the result has it, the original does not"] = None
+            for name in sorted(after.keys() - before.keys()):
+                self._break(name, "the result has it, the original does not")
         self.samples += batch.size
+
+    def _break(self, name: str, text: str) -> None:
+        self._broken.setdefault(name, f"output '{name}': {text}")
 
     def check_options(self) -> None:
         """Options for an output that is not there are a mistake in the recipe."""
         known = [*self._outputs, *self.dropped]
-        for name in self._options.keys() - set(known):
+        for name in sorted(self._options.keys() - set(known)):
             if not self._outputs:
                 return
             close = difflib.get_close_matches(name, known, n=1)

@@ -64,9 +64,9 @@ class LabelledLimits(BaseModel):
     """Largest absolute error over the output's standard deviation; every float output must hold it."""
     agreement: Share | None = None
     """Smallest share of equal answers: top-1 of class scores, elements of integer, bool and string outputs."""
-    metric_drop: Annotated[MetricDrop, BeforeValidator(_as_drop, json_schema_input_type=float | MetricDrop)] | None = (
-        None
-    )
+    metric_drop: Annotated[
+        MetricDrop | None, BeforeValidator(_as_drop, json_schema_input_type=float | MetricDrop | None)
+    ] = None
     """Largest loss in the task metric: a number (gates on the measured drop) or {max: 0.005, by: bound}."""
 
     def _stated(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class LabelledLimits(BaseModel):
 class Limits(LabelledLimits):
     """What a result must hold. Every limit is optional; ``resolved`` adds the defaults."""
 
-    speedup: Annotated[Speedup, BeforeValidator(_as_speedup, json_schema_input_type=Speedup)] | None = None
+    speedup: Annotated[Speedup | None, BeforeValidator(_as_speedup, json_schema_input_type=Speedup | None)] = None
     """``not-slower`` (fails only when the interval lies wholly below 1), or a number for the interval's lower end."""
     size_mb: Positive | None = None
     """Largest size of the model's files, MB (10^6 bytes)."""

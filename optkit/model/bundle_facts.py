@@ -97,7 +97,7 @@ def read_object(file: Path) -> dict[str, dict[str, object]]:
     """
     try:
         value = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"This is no JSON: {error}.", expected="a JSON object", fix="copy it again", file=file
         ) from error

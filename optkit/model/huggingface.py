@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +33,29 @@ def load_pretrained(folder: Path) -> nn.Module:
     import torch
 
     kind = _class(transformers, folder)
-    module, info = kind.from_pretrained(
-        folder,
-        local_files_only=True,
-        trust_remote_code=False,
-        dtype=torch.float32,
-        output_loading_info=True,
-    )
+    with _quiet(transformers.utils.logging):
+        module, info = kind.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
     _refuse_random(folder, kind.__name__, info)
     if getattr(module.config, "use_cache", None):
         module.config.use_cache = False
     made: nn.Module = module.eval()
     return made
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No progress bars and no tables of loaded weights; missing weights are an error here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _class(transformers: Any, folder: Path) -> Any:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from optkit.errors import ModelError, PackageError
 from optkit.model.archive_check import check_pt2, check_torchscript
 from optkit.model.model import Model
-from optkit.model.torch_call import bind_inputs, forward_names, name_outputs
+from optkit.model.torch_call import bind_inputs, forward_names, name_outputs, to_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-__all__ = ["bind_inputs", "first_line", "forward_names", "load_exported", "load_module", "name_outputs"]
+__all__ = ["bind_inputs", "first_line", "forward_names", "load_exported", "load_module", "name_outputs", "to_tensor"]
 
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 """Keys under which training scripts keep the state_dict in a checkpoint."""
@@ -84,9 +84,12 @@ def _told(model: Model, what: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The class and first line of an error, without its closing dot."""
+    """The class and first line of an error without its closing dot; of TorchScript's tracebacks, the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    line = lines[-1] if "TorchScript interpreter" in lines[0] else f"{type(error).__name__}: {lines[0]}"
+    return line[:300].rstrip(".")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,12 +76,10 @@ def open_model(
         UsageError: the signature or the factory does not fit.
     """
     given = _Given(Path(path), factory, parse_signature(signature) if signature else (), trust_pickle)
-    if not given.path.exists():
-        raise _missing(given.path)
     if factory is not None:
         _check_factory(factory)
     try:
-        model = _open_folder(given) if given.path.is_dir() else _open_file(given)
+        model = _open(given)
     except OSError as error:
         raise ModelError(
             f"The model cannot be read: {error.strerror or error}.",
@@ -95,6 +94,12 @@ def open_model(
             fix="leave --factory out",
         )
     return model
+
+
+def _open(given: _Given) -> Model:
+    if not given.path.exists():
+        raise _missing(given.path)
+    return _open_folder(given) if given.path.is_dir() else _open_file(given)
 
 
 _NAMES: dict[Kind, str] = {
@@ -175,7 +180,7 @@ def _open_zip(given: _Given) -> Model:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise ModelError(
-            "The archive is cut off or damaged: it has no end.",
+            "The archive is cut off or damaged: it has no directory.",
             expected="a complete torch.export, TorchScript or torch.save archive",
             fix="save or copy it again, and compare sizes or checksums with the source",
             file=path,
@@ -183,9 +188,9 @@ def _open_zip(given: _Given) -> Model:
     with archive:
         try:
             return _open_archive(given, archive)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged or encrypted member
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged or encrypted member
             raise ModelError(
-                f"The archive is damaged: {error}.",
+                f"The archive is cut off or damaged: {error}.",
                 expected="a complete archive",
                 fix="save or copy it again",
                 file=path,
@@ -193,6 +198,9 @@ def _open_zip(given: _Given) -> Model:
 
 
 def _open_archive(given: _Given, archive: zipfile.ZipFile) -> Model:
+    if min((info.header_offset for info in archive.infolist()), default=0) != 0:
+        # Cut off behind a member that is an archive itself: that one's directory was found instead.
+        raise zipfile.BadZipFile("its directory does not begin at its first member")
     names = archive.namelist()
     exported = [name for name in names if _is_exported(name)]
     if exported:

@@ -8,6 +8,7 @@ Python's ``pickle``. The unpickler is the one in pure Python, because a pickle c
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ _DTYPES = _words(
 _TENSORS = _SAFE_REBUILD | {"torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter", "torch.Tensor"}
 _DAMAGE = (
     pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
     EOFError,
     AttributeError,
     IndexError,

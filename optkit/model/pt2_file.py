@@ -36,7 +36,14 @@ def pt2_signature(text: str | bytes) -> Signature:
     """
     try:
         return _read(json.loads(text)["graph_module"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):  # a layout of another version of torch
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ):  # a layout of another version of torch
         return Signature()
 
 

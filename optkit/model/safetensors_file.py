@@ -30,7 +30,7 @@ def safetensors_keys(path: Path) -> tuple[str, ...]:
         entries = json.loads(header)
         keys = tuple(key for key in entries if key != "__metadata__")
         end = max((int(entries[key]["data_offsets"][1]) for key in keys), default=0)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise _broken(path, "its header cannot be read") from error
     if 8 + length + end != size:
         raise _broken(path, f"its tensors end at byte {8 + length + end:,}, the file has {size:,}")

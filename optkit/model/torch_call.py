@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from optkit.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -112,3 +115,19 @@ def _flat(value: Any) -> Iterator[Tensor]:
             expected="a tensor, or a dict, tuple or list of tensors",
             fix="wrap the module so that it returns tensors only",
         )
+
+
+def to_tensor(name: str, array: NDArray[Any], dtype: str) -> Tensor:
+    """The array as a CPU tensor of that dtype name; numpy's own memory where it can be shared and written.
+
+    Raises:
+        DataError: torch has no such dtype.
+    """
+    import torch
+
+    plain = "float32" if dtype == "bfloat16" else dtype
+    try:
+        tensor = torch.from_numpy(np.require(array, dtype=plain, requirements=["C", "W"]))
+    except TypeError as error:
+        raise DataError(f"Input '{name}' is {array.dtype}, which torch does not take.") from error
+    return tensor.bfloat16() if dtype == "bfloat16" else tensor

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.model.load_torch import bind_inputs, forward_names, load_exported, name_outputs
+from optkit.model.load_torch import bind_inputs, first_line, forward_names, name_outputs
 from optkit.model.model import Model
 from optkit.model.onnx_file import load_onnx, walk_bodies
 from optkit.model.signature import Signature
@@ -20,9 +20,13 @@ from optkit.model.signature import Signature
 if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+_UNNAMED = "optkit_unnamed_"
+"""Prefix of outputs that have no lawful name (generation caches); they are dropped after the export."""
 
 _INNER = "inner."
-"""Prefix that ``_flat_module`` puts before every weight's name, taken off again after the export."""
+"""Prefix that ``_flat_module`` puts before every weight's name; it is taken off after the export."""
 
 
 @dataclass(frozen=True)
@@ -32,54 +36,57 @@ class Source:
     model: Model
     module: nn.Module
     inputs: Mapping[str, Tensor]
-    """By name; no dynamic dimension has size 1, because torch would take that for fixed."""
-    signature: Signature
+    """By name. No dynamic dimension has size 1 here, because torch takes that size for fixed."""
+    program: ExportedProgram | None = None
+    """The export that the module comes from, for ``.pt2`` files."""
 
     def dims(self, name: str) -> dict[int, str]:
-        """Axis -> name of the dynamic dimensions of an input."""
-        shape = self.signature.input(name).shape or ()
+        """Axis -> name, for the dynamic dimensions of an input."""
+        shape = self.model.signature.input(name).shape or ()
         return {axis: dim for axis, dim in enumerate(shape) if isinstance(dim, str)}
 
-    def ordered(self) -> list[str]:
-        """Names of the inputs in the order in which ``forward`` takes them."""
+    def names(self) -> list[str]:
+        """Names of the inputs, in the order in which ``forward`` takes them."""
         known = [name for name in forward_names(self.module) if name in self.inputs]
         return known if len(known) == len(self.inputs) else list(self.inputs)
 
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of ``forward``."""
+        return bind_inputs(self.module, {name: self.inputs[name] for name in self.names()}, self.names())
+
 
 def export_dynamo(source: Source, opset: int | None) -> ModelProto:
-    """Through ``torch.export``; an archive of ``torch.export`` goes in as it is."""
+    """Through ``torch.export``; an archive of ``torch.export`` goes in as it is, with its own dynamic dimensions."""
     import torch
 
-    names = source.ordered()
-    args, kwargs = bind_inputs(source.module, {name: source.inputs[name] for name in names}, names)
+    args, kwargs = source.call()
     outputs = _leaf_names(source.module, args, kwargs)
-    if source.model.kind == "pt2":
-        given: dict[str, Any] = {"model": load_exported(source.model)}
+    given: dict[str, Any] = {"model": source.module, "args": args, "kwargs": kwargs}
+    if source.program is not None:
+        given = {"model": source.program}
     else:
-        shapes = {name: source.dims(name) for name in names}
-        dynamic = tuple(shapes.values()) if args else shapes
-        given = {"model": source.module, "args": args, "kwargs": kwargs, "dynamic_shapes": dynamic}
+        shapes = {name: source.dims(name) for name in source.names()}
+        given["dynamic_shapes"] = tuple(shapes.values()) if args else shapes
     with _quiet():
         program = torch.onnx.export(
             **given,
             dynamo=True,
             opset_version=opset,
-            input_names=names,
+            input_names=source.names(),
             output_names=outputs,
             external_data=False,
             verbose=False,
         )
-    assert_program(program)
+    if program is None:
+        raise RuntimeError("the exporter returned no program")
     proto: ModelProto = program.model_proto
-    drop_outputs(proto, [name for name in outputs if name.startswith(_UNNAMED)])
+    unnamed = {name for name in outputs if name.startswith(_UNNAMED)}
+    _keep(proto.graph.output, lambda value: value.name not in unnamed)
     return proto
 
 
-_UNNAMED = "optkit_unnamed_"
-
-
-def _leaf_names(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """A name for every tensor that ``forward`` returns, in torch's order; caches get a name that is dropped later."""
+def _leaf_names(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """A name for every tensor that ``forward`` returns, in the order of torch's pytrees."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -91,3 +98,139 @@ def _leaf_names(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         place = next((at for at, (_, tensor) in enumerate(wanted) if tensor is leaf), None)
         names.append(f"{_UNNAMED}{index}" if place is None else wanted.pop(place)[0])
     return names
+
+
+def export_torchscript(source: Source, opset: int | None, folder: Path) -> ModelProto:
+    """Through torch's older exporter, which traces, and which takes TorchScript.
+
+    Args:
+        source: module and batch.
+        opset: of the result; None = the exporter's own default.
+        folder: where a temporary file may be written.
+    """
+    import torch
+
+    names = source.names()
+    scripted = isinstance(source.module, torch.jit.ScriptModule)
+    module = source.module if scripted else _flat_module(source.module, names).eval()
+    tensors = tuple(source.inputs[name] for name in names)
+    with torch.inference_mode():
+        outputs = list(name_outputs(source.module(*source.call()[0], **source.call()[1])))
+    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory(dir=folder) as place:
+        path = Path(place) / "model.onnx"
+        torch.onnx.export(
+            module,
+            tensors,
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes={name: source.dims(name) for name in names if source.dims(name)},
+        )
+        proto = load_onnx(path)
+    _strip_prefix(proto)
+    return proto
+
+
+def _flat_module(module: nn.Module, names: Sequence[str]) -> nn.Module:
+    """The module with inputs by position and the lawful outputs as a tuple."""
+    from torch import nn
+
+    class Flat(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            args, kwargs = bind_inputs(self.inner, dict(zip(names, tensors, strict=True)), names)
+            return tuple(name_outputs(self.inner(*args, **kwargs)).values())
+
+    return Flat()
+
+
+def _strip_prefix(proto: ModelProto) -> None:
+    """Weights get the names they have in the module: ``inner.layer.weight`` -> ``layer.weight``."""
+    taken = {value.name for body in walk_bodies(proto) for value in getattr(body, "initializer", ())}
+    names = {name: name.removeprefix(_INNER) for name in taken if name.startswith(_INNER)}
+    names = {old: new for old, new in names.items() if new not in taken}
+    for body in walk_bodies(proto):
+        for tensor in getattr(body, "initializer", ()):
+            tensor.name = names.get(tensor.name, tensor.name)
+        for node in body.node:
+            for index, name in enumerate(node.input):
+                node.input[index] = names.get(name, name)
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the exporter's own cause; torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def tidy(proto: ModelProto, signature: Signature) -> list[str]:
+    """Strip what only the exporter needs, and give dynamic dimensions the signature's names.
+
+    Metadata of nodes and values is 39 % of a small file; inferred shapes in ``value_info`` make onnxruntime's dynamic
+    quantizer fail.
+
+    Returns:
+        The dimensions that the signature calls dynamic and the exporter made fixed, as ``input[axis]=size``.
+    """
+    for body in walk_bodies(proto):
+        for field in ("value_info", "metadata_props", "doc_string"):
+            body.ClearField(field)
+        parts = [*body.node, *getattr(body, "initializer", ()), *_values(body)]
+        for part in parts:
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+    proto.ClearField("metadata_props")
+    proto.ClearField("doc_string")
+    return _name_dims(proto, signature)
+
+
+def _values(body: Any) -> list[Any]:
+    """Inputs and outputs of a graph; those of a function are plain names."""
+    return [] if not hasattr(body, "initializer") else [*body.input, *body.output]
+
+
+def _name_dims(proto: ModelProto, signature: Signature) -> list[str]:
+    ours = {spec.name: spec.shape or () for spec in signature.inputs}
+    names: dict[str, str] = {}
+    fixed = []
+    for value in proto.graph.input:
+        for axis, (dim, wanted) in enumerate(
+            zip(value.type.tensor_type.shape.dim, ours.get(value.name, ()), strict=False)
+        ):
+            if isinstance(wanted, str) and dim.dim_param:
+                names.setdefault(dim.dim_param, wanted)
+            elif isinstance(wanted, str):
+                fixed.append(f"{value.name}[{axis}]={dim.dim_value}")
+    for value in [*proto.graph.input, *proto.graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
+    return fixed
+
+
+def _keep(values: Any, wanted: Any) -> None:
+    kept = [value for value in values if wanted(value)]
+    del values[:]
+    values.extend(kept)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters warn about their own insides; what matters is checked on the result."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -75,7 +75,7 @@ def comparison(original: str | Path | Model, result: str | Path | Model, options
         metric_code=gathered.metric_code,
     )
     check_metric(job)
-    return Job(**{**vars(job), "original": probe(job)}), second
+    return Job(**{**vars(job), "original": probe(job, write=True)}), second
 
 
 def read_manifest(model_path: Path) -> Manifest | None:

@@ -19,7 +19,7 @@ from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
 from optkit.pipeline.plan import Options, Plan, make_plan
 from optkit.pipeline.publish import publish
-from optkit.pipeline.reference import ensure_reference, original_target
+from optkit.pipeline.reference import original_target
 from optkit.pipeline.steps import Policy, export, run_steps
 from optkit.recipe.recipe import Recipe
 
@@ -60,7 +60,6 @@ def optimize(
 def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
     """Carry out a checked plan. Raises as ``optimize`` does."""
     job = plan.job
-    ensure_reference(job, job.splits["evaluation"])
     result, records = run_steps(job, [planned.step for planned in plan.steps], policy)
     policy.watch("judging", len(records), len(records))
     baseline = export(job, job.original)

@@ -19,10 +19,11 @@ from optkit.model.target import Target
 from optkit.passes._base import Pass
 from optkit.passes._registry import missing_packages, pip_hint
 from optkit.pipeline.cache import Cache
+from optkit.pipeline.contract import check_split
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, open_splits
 from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
-from optkit.pipeline.reference import has_reference, original_target
+from optkit.pipeline.reference import ensure_references, original_outputs, original_target
 from optkit.pipeline.steps import skip_by_rule
 from optkit.recipe.recipe import Recipe, Step
 from optkit.runner.open import open_runner
@@ -104,8 +105,17 @@ def make_plan(
     options: Options,
     *,
     force: bool = False,
+    write: bool = True,
 ) -> Plan:
-    """Check everything that ``optimize`` will need; nothing is written.
+    """Check everything that ``optimize`` will need; the original runs once.
+
+    Args:
+        model: see ``optimize``.
+        recipe: see ``optimize``.
+        output: see ``optimize``.
+        options: see ``Options``.
+        force: an existing output is no mistake.
+        write: keep the original's outputs in the cache for what follows; False writes nothing at all.
 
     Raises:
         OptkitError: the first thing that is wrong, with its exit code.
@@ -125,7 +135,7 @@ def make_plan(
         if not planned.skip:
             _check_step(planned, job)
     check_metric(job)
-    job = replace(job, original=probe(job))
+    job = replace(job, original=probe(job, write=write))
     return Plan(job, recipe, tuple(steps), out, gathered.notes)
 
 
@@ -262,14 +272,16 @@ def check_metric(job: Job) -> None:
         )
 
 
-def probe(job: Job) -> Model:
-    """The original with its signature completed by one run on one batch (or known from an earlier one)."""
-    original = job.original
-    if original.signature.complete and has_reference(job, job.splits["evaluation"]):
-        return original
-    inputs, outputs = isolated(needs_child(original), _run_once, original, job.target, _head(job.splits["evaluation"]))
-    if original.signature.complete:
-        return original
+def probe(job: Job, *, write: bool) -> Model:
+    """The original with its signature completed by a run; with ``write`` that run is kept for the verdict."""
+    original, evaluation = job.original, job.splits["evaluation"]
+    if write:
+        ensure_references(job, [evaluation, check_split(job)] if "search" in job.splits else [evaluation])
+        if original.signature.complete:
+            return original
+        inputs, outputs = next(iter(evaluation.batches())).inputs, next(original_outputs(job, evaluation))
+    else:
+        inputs, outputs = isolated(needs_child(original), _run_once, original, job.target, _head(evaluation))
     sizes = _sizes(original.signature, inputs)
     made = tuple(TensorSpec(name, str(array.dtype), _named(array, sizes)) for name, array in outputs.items())
     return original.with_signature(Signature(original.signature.inputs, made))

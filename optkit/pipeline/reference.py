@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,42 +10,45 @@ import numpy as np
 from optkit.data.dataset import Array, Arrays, Dataset
 from optkit.model.model import Model
 from optkit.model.target import Target
-from optkit.pipeline.cache import Cache
 from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job, outputs_key
+from optkit.runner.base import Runner
 from optkit.runner.open import open_runner, run_dataset
 
 
 def original_outputs(job: Job, dataset: Dataset) -> Iterator[Arrays]:
     """Outputs of the original by name, one dict a batch of ``dataset``."""
-    folder = ensure_reference(job, dataset)
+    (folder,) = ensure_references(job, [dataset])
     for file in sorted(folder.glob("*.npz")):
         with np.load(file, allow_pickle=False) as arrays:
             yield {name: arrays[name] for name in arrays.files}
 
 
-def ensure_reference(job: Job, dataset: Dataset) -> Path:
-    """The cached folder with the original's outputs on ``dataset``, made now if it is not there yet."""
-    key = outputs_key(job, job.original, dataset)
-    with job.cache.lock(key):
-        return job.cache.get(key) or isolated(
-            needs_child(job.original), _compute, job.cache, key, job.original, job.target, dataset
-        )
+def ensure_references(job: Job, datasets: Sequence[Dataset]) -> list[Path]:
+    """The cached folders with the original's outputs on each dataset; those not there yet are made in one session."""
+    keys = [outputs_key(job, job.original, dataset) for dataset in datasets]
+    with job.cache.lock(keys[0]):
+        found = [job.cache.get(key) for key in keys]
+        missing = {key: data for key, data, folder in zip(keys, datasets, found, strict=True) if folder is None}
+        made = isolated(needs_child(job.original), _compute, job, missing) if missing else {}
+    return [folder or made[key] for key, folder in zip(keys, found, strict=True)]
 
 
-def has_reference(job: Job, dataset: Dataset) -> bool:
-    """Whether the outputs are in the cache already."""
-    return job.cache.get(outputs_key(job, job.original, dataset)) is not None
+def _compute(job: Job, missing: Mapping[str, Dataset]) -> dict[str, Path]:
+    model, made = job.original, {}
+    with open_runner(model, original_target(model, job.target)) as runner:
+        for key, dataset in missing.items():
+            with job.cache.workdir() as workdir:
+                _save_outputs(runner, dataset, workdir / "outputs")
+                made[key] = job.cache.put(key, workdir / "outputs", f"outputs of {model.path.name}")
+    return made
 
 
-def _compute(cache: Cache, key: str, model: Model, target: Target, dataset: Dataset) -> Path:
-    with cache.workdir() as workdir:
-        made = workdir / "outputs"
-        made.mkdir()
-        with open_runner(model, original_target(model, target)) as runner:
-            for index, outputs in enumerate(run_dataset(runner, dataset)):
-                np.savez(made / f"{index:06}.npz", **{k: storable(v) for k, v in outputs.items()})  # type: ignore[arg-type]
-        return cache.put(key, made, f"outputs of {model.path.name}")
+def _save_outputs(runner: Runner, dataset: Dataset, folder: Path) -> None:
+    folder.mkdir()
+    for index, outputs in enumerate(run_dataset(runner, dataset)):
+        arrays = {name: storable(array) for name, array in outputs.items()}
+        np.savez(folder / f"{index:06}.npz", **arrays)  # type: ignore[arg-type]
 
 
 def original_target(model: Model, target: Target) -> Target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from optkit.errors import OptkitError, PassError
 from optkit.model.digest import model_files, sha256_files
 from optkit.model.manifest import Change, Drift, Ratio, StepRecord
 from optkit.model.model import Form, Model
+from optkit.model.signature import Signature, TensorSpec
 from optkit.model.target import Target
 from optkit.passes import _registry
 from optkit.passes._base import Pass
@@ -138,8 +139,23 @@ def make(job: Job, pass_: Pass, before: Model, *, label: str, watch: Progress = 
     facts = json.loads((folder / "outcome.json").read_text())
     if facts["model"] is None:
         return Made(None, facts, key, cached)
-    after = before.derive(folder / facts["model"], facts["form"], pass_.sentence())
+    after = replace(
+        before,
+        path=folder / facts["model"],
+        form=facts["form"],
+        kind=facts["kind"],
+        signature=_signature(facts["signature"]),
+        lineage=(*before.lineage, pass_.sentence()),
+    )
     return Made(with_session(after, facts["session"]), facts, key, cached)
+
+
+def _signature(plain: Mapping[str, Any]) -> Signature:
+    specs = {
+        side: tuple(TensorSpec(name, dtype, None if shape is None else tuple(shape)) for name, dtype, shape in listed)
+        for side, listed in plain.items()
+    }
+    return Signature(specs["inputs"], specs["outputs"])
 
 
 def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Progress) -> Path:
@@ -165,6 +181,11 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
         if outcome.changed:
             require_model(outcome.model, made)
             facts["model"] = str(outcome.model.path.resolve().relative_to(made.resolve()))
+            facts["kind"] = outcome.model.kind
+            facts["signature"] = {
+                side: [(spec.name, spec.dtype, spec.shape) for spec in specs]
+                for side, specs in vars(outcome.model.signature).items()
+            }
         (made / "outcome.json").write_text(json.dumps(facts, default=str))
         return job.cache.put(key, made, label)
 

@@ -56,6 +56,25 @@ class Envelope(BaseModel):
     """Path in ``result`` -> inf, -inf or nan, for the floats that stand as null."""
 
 
+def output_schema() -> dict[str, Any]:
+    """JSON schema of every ``--json``: the envelope, with the results of optimize (Manifest) and check (Verdict)."""
+    from optkit.model.manifest import Manifest, Verdict
+
+    schema = Envelope.model_json_schema(by_alias=True, mode="serialization")
+    definitions = schema.setdefault("$defs", {})
+    for facts in (Manifest, Verdict):
+        own = facts.model_json_schema(mode="serialization")
+        definitions.update(own.pop("$defs", {}))
+        definitions[facts.__name__] = own
+    schema["properties"]["result"] = {
+        "description": "optimize: Manifest; check and run --against: Verdict; other verbs: their own facts",
+        "anyOf": [{"$ref": "#/$defs/Manifest"}, {"$ref": "#/$defs/Verdict"}, {}],
+    }
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "optkit --json, schema 1"
+    return schema
+
+
 def envelope(verb: str, result: Any = None, error: BaseException | None = None) -> dict[str, Any]:
     """The envelope as plain data."""
     code = 0 if error is None else getattr(error, "exit_code", 1)

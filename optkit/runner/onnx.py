@@ -48,13 +48,13 @@ class OnnxRunner(Runner):
     """A session of onnxruntime on one model.
 
     ``outputs`` may name inner tensors: they become outputs of the graph in memory, nothing is written, and weights in
-    external data stay where they are. bfloat16 outputs come back as float32. ``session`` entries override those of ``model.session``.
+    external data stay where they are. bfloat16 outputs come back as float32.
 
     Args:
         model: of form ``onnx`` or ``ort``.
         target: provider and threads.
         outputs: names to return, in this order; None = the model's own outputs.
-        session: onnxruntime session config entries.
+        session: onnxruntime session config entries, over those of ``model.session``.
         optimize: False switches all of onnxruntime's graph optimizations off.
 
     Raises:

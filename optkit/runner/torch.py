@@ -8,7 +8,7 @@ import numpy as np
 
 from optkit.data.dataset import Array, Arrays
 from optkit.errors import DataError, ModelError, OptkitError
-from optkit.model.load_torch import bind_inputs, first_line, load_module, name_outputs
+from optkit.model.load_torch import bind_inputs, first_line, load_module, name_outputs, to_tensor
 from optkit.model.model import Model
 from optkit.model.signature import TensorSpec
 from optkit.runner.base import Runner
@@ -50,7 +50,7 @@ class TorchRunner(Runner):
 
         self._check(inputs)
         specs = {spec.name: spec for spec in self._model.signature.inputs}
-        tensors = {name: _tensor(name, array, specs.get(name)) for name, array in inputs.items()}
+        tensors = {name: to_tensor(name, array, _wanted(array, specs.get(name))) for name, array in inputs.items()}
         args, kwargs = bind_inputs(self._module, tensors, list(specs))
         try:
             with torch.inference_mode():
@@ -102,6 +102,10 @@ def _misfit(spec: TensorSpec, array: Array) -> str:
     return ""
 
 
+def _wanted(array: Array, spec: TensorSpec | None) -> str:
+    return array.dtype.name if spec is None else spec.dtype
+
+
 def _fits(array: Array, wanted: str) -> bool:
     """Whether the array has that dtype, or becomes it without loss: floats of any width, whole numbers in its range."""
     given = array.dtype.name
@@ -111,18 +115,6 @@ def _fits(array: Array, wanted: str) -> bool:
         return False
     limits = np.iinfo(wanted)
     return array.size == 0 or bool(array.min() >= limits.min and array.max() <= limits.max)
-
-
-def _tensor(name: str, array: Array, spec: TensorSpec | None) -> Tensor:
-    import torch
-
-    wanted = array.dtype.name if spec is None else spec.dtype
-    plain = "float32" if wanted == "bfloat16" else wanted
-    try:
-        tensor = torch.from_numpy(np.require(array, dtype=plain, requirements=["C", "W"]))
-    except TypeError as error:
-        raise DataError(f"Input '{name}' is {array.dtype}, which torch does not take.") from error
-    return tensor.bfloat16() if wanted == "bfloat16" else tensor
 
 
 def _array(tensor: Tensor) -> Array:

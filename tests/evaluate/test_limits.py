@@ -7,7 +7,13 @@ from optkit.evaluate.limits import Limits, MetricDrop
 
 def test_parse():
     limits = Limits.parse(
-        ["cosine=0.9", "max_error=1e-3", "metric_drop={max: 0.005, by: bound}", "labelled.metric_drop=0.01", "cosine=0.8"]
+        [
+            "cosine=0.9",
+            "max_error=1e-3",
+            "metric_drop={max: 0.005, by: bound}",
+            "labelled.metric_drop=0.01",
+            "cosine=0.8",
+        ]
     )
     assert limits.cosine == 0.8
     assert limits.max_error == 0.001

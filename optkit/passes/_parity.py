@@ -1,0 +1,130 @@
+"""Is a converted model still the same function? One batch at another shape, on both, output by output."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from optkit.data.dataset import Array, Arrays, Batch, Dataset
+from optkit.errors import PassError
+from optkit.model.signature import Signature
+
+TOLERANCE = 1e-3
+"""Largest difference that counts as float noise, over the output's standard deviation."""
+
+
+def dynamic_sizes(inputs: Arrays, signature: Signature) -> dict[str, int]:
+    """The sizes that the dynamic dimensions have in these inputs."""
+    found: dict[str, int] = {}
+    for spec in signature.inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if isinstance(dim, str):
+                found.setdefault(dim, inputs[spec.name].shape[axis])
+    return found
+
+
+def resized(inputs: Arrays, signature: Signature, sizes: Mapping[str, int]) -> Arrays:
+    """The inputs with their dynamic dimensions cut, or filled up by repeating, to these sizes."""
+    made: Arrays = {}
+    for spec in signature.inputs:
+        array = inputs[spec.name]
+        for axis, dim in enumerate(spec.shape or ()):
+            if isinstance(dim, str) and dim in sizes:
+                array = np.take(array, np.arange(sizes[dim]) % array.shape[axis], axis=axis)
+        made[spec.name] = array
+    return made
+
+
+def other_sizes(sizes: Mapping[str, int], signature: Signature) -> list[dict[str, int]]:
+    """Shapes to check at, best first: all dynamic dimensions changed, only the batch changed, nothing changed.
+
+    The batch grows by one; others are halved, which stays within a model's largest length and often keeps a picture
+    divisible.
+    """
+    batches = {
+        str(spec.shape[spec.batch_axis]) for spec in signature.inputs if spec.shape and spec.batch_axis is not None
+    }
+    grown = {dim: max(2, size) + 1 if dim in batches else size for dim, size in sizes.items()}
+    halved = {dim: size if dim in batches else (size // 2 if size >= 4 else size + 1) for dim, size in grown.items()}
+    return [halved, *([grown] if grown != halved else []), *([dict(sizes)] if sizes else [])]
+
+
+def compare(wanted: Arrays, found: Arrays, shape: str) -> float:
+    """The worst error over standard deviation of all outputs; integers and bools must be equal.
+
+    Raises:
+        PassError: beyond ``TOLERANCE``, or another shape, or NaN and infinity elsewhere; names the output.
+    """
+    if wanted.keys() != found.keys():
+        raise PassError(f"its result has the outputs {', '.join(found)} instead of {', '.join(wanted)}")
+    errors = {name: _error(name, wanted[name], found[name], shape) for name in wanted}
+    name = max(errors, key=errors.__getitem__)
+    if errors[name] > TOLERANCE:
+        raise PassError(
+            f"output '{name}' differs from torch at {shape}: "
+            f"error / output std {errors[name]:.2g}, allowed {TOLERANCE:g}"
+        )
+    return errors[name]
+
+
+def _error(name: str, wanted: Array, found: Array, shape: str) -> float:
+    if wanted.shape != found.shape:
+        raise PassError(f"output '{name}' has shape {found.shape} at {shape}, and {wanted.shape} in torch")
+    if wanted.dtype.kind not in "fc":
+        return float(np.mean(wanted != found)) if wanted.size else 0.0
+    left, right = wanted.astype(np.complex128), found.astype(np.complex128)
+    finite = np.isfinite(left)
+    if not np.array_equal(finite, np.isfinite(right)):
+        raise PassError(f"output '{name}' has NaN or infinity at {shape} where torch has none, or the reverse")
+    if not finite.any():
+        return 0.0
+    spread = float(left[finite].std()) or float(np.abs(left[finite]).max()) or 1.0
+    return float(np.abs(left[finite] - right[finite]).max()) / spread
+
+
+def one_batch(inputs: Arrays, like: Dataset) -> Dataset:
+    """A Dataset of exactly this batch, whatever its shape; the rest as in ``like``."""
+    return cast("Dataset", _OneBatch(inputs, like.source, like.synthetic))
+
+
+@dataclass(frozen=True)
+class _OneBatch:
+    """A Dataset of one batch that is not trimmed; see ``optkit.data.dataset.Dataset``."""
+
+    inputs: Arrays
+    source: str
+    synthetic: bool
+    split: str = "sample"
+    labels: Array | None = None
+    groups: Array | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows of the longest input, so that none is taken for padding."""
+        return max((array.shape[0] for array in self.inputs.values() if array.ndim), default=1)
+
+    @property
+    def batch(self) -> int:
+        """The same: there is one batch."""
+        return self.count
+
+    @property
+    def digest(self) -> str:
+        """sha256 over names, dtypes, shapes and values."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.inputs.items()):
+            digest.update(f"{name}:{array.dtype}:{array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
+
+    def batches(self) -> Iterator[Batch]:
+        """The one batch."""
+        yield Batch(self.inputs, self.count)
+
+    def subset(self, indices: Array, split: str) -> Dataset:
+        """The same batch: it is not divided."""
+        del indices
+        return cast("Dataset", replace(self, split=split))

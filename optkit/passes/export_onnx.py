@@ -1,0 +1,161 @@
+"""The way from torch to ONNX; every other pass that makes a file faster starts from its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from optkit.data.dataset import Arrays, Dataset
+from optkit.errors import DataError, ModelError, OptkitError, PassError
+from optkit.model.load_torch import load_exported, to_tensor
+from optkit.model.model import Form, Model
+from optkit.model.onnx_file import save_onnx
+from optkit.model.target import Target
+from optkit.passes._base import Context, Outcome, Pass, PassKind
+from optkit.passes._parity import compare, dynamic_sizes, one_batch, other_sizes, resized
+from optkit.passes._torch_export import Source, export_dynamo, export_torchscript, root_cause, tidy
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Exporter = Literal["dynamo", "torchscript"]
+
+
+class ExportOnnx(Pass):
+    """Export a torch model to ONNX.
+
+    module(x, mask) -> model.onnx with inputs x, mask and the outputs' own names; string dimensions stay dynamic. The
+    result is run beside torch at another shape than the one it was traced with, and must agree.
+    """
+
+    forms: ClassVar[Mapping[Form, Form]] = {"torch": "onnx"}
+    kind: ClassVar[PassKind] = "exact"
+    needs: ClassVar[tuple[str, ...]] = ("torch", "onnxscript", "onnxruntime")
+    for_speed: ClassVar[bool] = False
+
+    opset: int | None = Field(default=None, ge=13, le=25)
+    """Version of ONNX's operator set, 13 to 25. None = the exporter's own default (20 for torch 2.13's dynamo)."""
+    exporter: Literal["auto", "dynamo", "torchscript"] = "auto"
+    """dynamo goes through torch.export; torchscript traces (deprecated by torch, but takes TorchScript). auto = dynamo,
+    and torchscript where dynamo cannot do it or its result disagrees with torch; the report says which and why."""
+
+    def applies(self, model: Model, target: Target) -> str:
+        """Refuses the two pairs of exporter and file that torch cannot do."""
+        del target
+        if self.exporter == "dynamo" and model.kind == "torchscript":
+            return "the dynamo exporter does not take TorchScript; use exporter: auto"
+        if self.exporter == "torchscript" and model.kind == "pt2":
+            return "the TorchScript exporter does not take torch.export archives; use exporter: auto"
+        return ""
+
+    def __call__(self, model: Model, ctx: Context) -> Outcome:
+        """Write ``model.onnx`` and check it against torch.
+
+        Raises:
+            PassError: no exporter made a model that agrees with torch; names the output and the difference.
+        """
+        if not model.signature.inputs:
+            raise PassError(
+                f"The inputs of {model.path.name} are not known, so it cannot be exported.",
+                expected="names, dtypes and shapes",
+                fix="say them: --signature 'x=float32[batch,3,224,224]'",
+            )
+        job = _Job(self, model, ctx, ctx.batches("sample"))
+        failures: list[str] = []
+        for exporter in self._exporters(model):
+            try:
+                return job.export(exporter, failures)
+            except PassError as error:
+                failures.append(f"the {exporter} exporter failed: {error.message}")
+        raise PassError(
+            f"{model.path.name} cannot be exported to ONNX: " + "; ".join(failures).rstrip(".") + ".",
+            expected="a model that torch.onnx.export takes, with the dimensions it can keep dynamic",
+            fix="fix a dimension with --signature 'x=float32[batch,16000]', or export it yourself and give the .onnx",
+        )
+
+    def _exporters(self, model: Model) -> tuple[Exporter, ...]:
+        if self.exporter != "auto":
+            return (self.exporter,)
+        if model.kind == "torchscript":
+            return ("torchscript",)
+        return ("dynamo",) if model.kind == "pt2" else ("dynamo", "torchscript")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of the pass."""
+
+    step: ExportOnnx
+    model: Model
+    ctx: Context
+    sample: Dataset
+
+    def export(self, exporter: Exporter, failures: list[str]) -> Outcome:
+        """By one exporter, checked against torch."""
+        proto = self._proto(exporter)
+        fixed = tidy(proto, self.model.signature)
+        path = self.ctx.workdir / "model.onnx"
+        save_onnx(proto, path)
+        made = self.model.derive(path, "onnx", self.step.sentence())
+        notes = [*self._why(exporter, failures), self._agreement(made, fixed)]
+        opset = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
+        nodes = len(proto.graph.node)
+        return Outcome(
+            model=made,
+            changed=nodes,
+            changes=[("graph", f"{nodes} nodes, opset {opset}, {exporter} exporter")],
+            notes=notes,
+        )
+
+    def _why(self, exporter: Exporter, failures: list[str]) -> list[str]:
+        """Why it was not the dynamo exporter."""
+        if exporter == "torchscript" and self.model.kind == "torchscript":
+            return ["exported by torch's TorchScript exporter, because the dynamo exporter does not take TorchScript"]
+        return [f"{failure}; the {exporter} exporter was used instead" for failure in failures]
+
+    def _proto(self, exporter: Exporter) -> ModelProto:
+        signature, inputs = self.model.signature, self._inputs()
+        sizes = {dim: max(2, size) for dim, size in dynamic_sizes(inputs, signature).items()}
+        dtypes = {spec.name: spec.dtype for spec in signature.inputs}
+        tensors = {
+            name: to_tensor(name, array.copy(), dtypes[name])
+            for name, array in resized(inputs, signature, sizes).items()
+        }
+        program = load_exported(self.model) if self.model.kind == "pt2" else None
+        module = self.ctx.load_torch(self.model) if program is None else program.module()
+        source = Source(self.model, module, tensors, program)
+        try:
+            if exporter == "dynamo":
+                return export_dynamo(source, self.step.opset)
+            return export_torchscript(source, self.step.opset, self.ctx.workdir)
+        except (OptkitError, MemoryError):
+            raise
+        except Exception as error:  # the exporters raise anything on what they cannot do
+            raise PassError(root_cause(error)) from error
+
+    def _inputs(self) -> Arrays:
+        batch = next(iter(self.sample.batches()))
+        known = {spec.name for spec in self.model.signature.inputs}
+        return {name: array for name, array in batch.inputs.items() if name in known}
+
+    def _agreement(self, made: Model, fixed: list[str]) -> str:
+        """Hold the result to torch's outputs at another shape; says how well they agree."""
+        if fixed:
+            raise PassError(f"it fixed dimensions that should stay dynamic: {', '.join(fixed)}")
+        signature, inputs = self.model.signature, self._inputs()
+        for sizes in other_sizes(dynamic_sizes(inputs, signature), signature):
+            batch = one_batch(resized(inputs, signature, sizes), self.sample)
+            try:
+                wanted = next(iter(self.ctx.run(self.model, batch)))
+            except (ModelError, DataError):
+                continue  # the module itself does not take this shape
+            shape = ", ".join(f"{dim}={size}" for dim, size in sizes.items()) or "its fixed shape"
+            try:
+                found = next(iter(self.ctx.run(made, batch)))
+            except (ModelError, DataError) as error:
+                raise PassError(f"its result does not run at {shape}: {error.message}") from error
+            return f"agrees with torch at {shape}: error / output std at most {compare(wanted, found, shape):.1e}"
+        raise PassError("torch itself does not run on the sample batch")

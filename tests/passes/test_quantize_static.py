@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from optkit.errors import PassError
+from optkit.model.machine import machine
+from optkit.model.target import Target
+from optkit.passes._quant.ranges import BINS, MinMax, Percentile
+from optkit.passes.quantize_static import QuantizeStatic
+from tests.helpers import MemoryData, normal, onnx_model, open_any, ops_of, relative_error, run_onnx, run_pass
+
+CNN = """cnn (float[batch,3,16,16] x) => (float[batch,10] y) {
+    [conv1] c1 = Conv<pads = [1,1,1,1]>(x, w1, b1)
+    [relu1] r1 = Relu(c1)
+    [conv2] c2 = Conv<pads = [1,1,1,1]>(r1, w2, b2)
+    [skip] s = Add(c2, r1)
+    [relu2] r2 = Relu(s)
+    [pool] g = GlobalAveragePool(r2)
+    [flat] f = Flatten(g)
+    [head] l = Gemm(f, w3, b3)
+    [soft] y = Softmax(l)
+}"""
+WEIGHTS = {
+    "w1": normal(8, 3, 3, 3, seed=1, scale=0.3),
+    "b1": normal(8, seed=2, scale=0.1),
+    "w2": normal(8, 8, 3, 3, seed=3, scale=0.1),
+    "b2": normal(8, seed=4, scale=0.1),
+    "w3": normal(8, 10, seed=5, scale=3),
+    "b3": normal(10, seed=6, scale=0.1),
+}
+DATA = {"x": normal(64, 3, 16, 16, seed=7)}
+FRESH = {"x": normal(16, 3, 16, 16, seed=8)}
+X86 = pytest.mark.skipif(not machine().is_x86, reason="uint8 activations are chosen on x86 only")
+
+
+def stored(model, data_type):
+    return [tensor for tensor in onnx.load(model.path).graph.initializer if tensor.data_type == data_type]
+
+
+@X86
+def test_quantizes_a_cnn_within_five_percent():
+    model = open_any(onnx_model(CNN, WEIGHTS))
+    outcome = run_pass(QuantizeStatic(), model, data={"calibration": DATA})
+    assert {name for name, _ in outcome.changes} >= {"conv1", "conv2", "skip", "pool", "head"}
+    assert "soft" not in dict(outcome.changes)
+    assert "activations uint8, weights int8" in outcome.notes
+    weights = stored(outcome.model, onnx.TensorProto.INT8)
+    assert {tuple(weight.dims) for weight in weights} >= {(8, 3, 3, 3), (8, 8, 3, 3), (8, 10)}
+    assert relative_error(run_onnx(outcome.model, FRESH)["y"], run_onnx(model, FRESH)["y"]) < 0.05
+    assert outcome.model.signature == model.signature
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    outcome = run_pass(QuantizeStatic(), onnx_model(CNN, WEIGHTS), data={"calibration": DATA})
+    whole = run_onnx(outcome.model, FRESH)["y"]
+    alone = run_onnx(outcome.model, {"x": FRESH["x"][3:4]})["y"]
+    np.testing.assert_array_equal(whole[3:4], alone)
+
+
+def test_onnxruntime_runs_it_as_integer_kernels(tmp_path):
+    import onnxruntime as ort
+
+    outcome = run_pass(QuantizeStatic(), onnx_model(CNN, WEIGHTS), data={"calibration": DATA})
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(outcome.model.path, options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert kinds.count("QLinearConv") == 2
+    assert {"QLinearAdd", "QLinearGlobalAveragePool", "QGemm"} <= set(kinds)
+    assert "DequantizeLinear" not in kinds
+
+
+ATTENTION = """g (float[batch,8,32] x) => (float[batch,8,16] y) {
+    [query] q = MatMul(x, w1)
+    [key] k = MatMul(x, w2)
+    t = Transpose<perm = [0,2,1]>(k)
+    [scores] s = MatMul(q, t)
+    p = Softmax(s)
+    [mix] m = MatMul(p, x)
+    a = Add(m, x)
+    [out] y = MatMul(a, w3)
+}"""
+ATTENTION_WEIGHTS = {
+    "w1": normal(32, 16, seed=1, scale=0.1),
+    "w2": normal(32, 16, seed=2, scale=0.1),
+    "w3": normal(32, 16, seed=3),
+}
+
+
+def test_attention_keeps_all_but_weight_matmuls_in_float():
+    model = open_any(onnx_model(ATTENTION, ATTENTION_WEIGHTS))
+    x = {"x": normal(32, 8, 32)}
+    outcome = run_pass(QuantizeStatic(), model, data={"calibration": x})
+    assert [name for name, _ in outcome.changes] == ["query", "key", "out"]
+    assert [name for name, _ in outcome.skipped] == ["scores", "mix"]
+    # Two activations are quantized, x once for both its readers; results of MatMul are not.
+    assert ops_of(outcome.model)["QuantizeLinear"] == 2
+    assert relative_error(run_onnx(outcome.model, x)["y"], run_onnx(model, x)["y"]) < 0.02
+
+
+def test_ops_and_exclude_narrow_the_choice():
+    model = onnx_model(CNN, WEIGHTS)
+    outcome = run_pass(QuantizeStatic(ops=("Conv",), exclude=("conv1", "nope")), model, data={"calibration": DATA})
+    assert [name for name, _ in outcome.changes] == ["conv2"]
+    assert outcome.skipped[0] == ("conv1", "excluded")
+    assert "exclude 'nope' matches no node" in outcome.notes
+
+
+def test_nothing_to_quantize_says_what_is_there():
+    model = onnx_model("g (float[n,4] x) => (float[n,4] y) { y = Exp(x) }")
+    outcome = run_pass(QuantizeStatic(), model, data={"calibration": {"x": normal(40, 4)}})
+    assert outcome.changed == 0
+    assert outcome.notes == ["nothing to quantize among MatMul, Gemm; the model has 1 Exp"]
+
+
+def test_activation_type_follows_the_target():
+    model = onnx_model(CNN, WEIGHTS)
+    for pass_, target in ((QuantizeStatic(activations="int8"), Target()), (QuantizeStatic(), Target(provider="cuda"))):
+        outcome = run_pass(pass_, model, data={"calibration": DATA}, target=target)
+        assert "activations int8, weights int8" in outcome.notes
+        assert stored(outcome.model, onnx.TensorProto.UINT8) == []
+
+
+def test_seven_bits_on_request():
+    model = onnx_model(CNN, WEIGHTS)
+    outcome = run_pass(QuantizeStatic(reduce_range=True), model, data={"calibration": DATA})
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in stored(outcome.model, onnx.TensorProto.INT8)]
+    assert max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
+
+
+def test_percentile_beats_minmax_with_an_outlier():
+    model = open_any(onnx_model(CNN, WEIGHTS))
+    spoiled = {"x": DATA["x"].copy()}
+    spoiled["x"][0, 0, 0, 0] = 500
+    reference = run_onnx(model, FRESH)["y"]
+    errors = {
+        calibration: relative_error(
+            run_onnx(
+                run_pass(QuantizeStatic(calibration=calibration), model, data={"calibration": spoiled}).model, FRESH
+            )["y"],
+            reference,
+        )
+        for calibration in ("minmax", "percentile")
+    }
+    assert errors["percentile"] < 0.1 < errors["minmax"]
+
+
+def test_poor_calibration_data_are_told():
+    model = onnx_model(CNN, WEIGHTS)
+    constant = MemoryData("calibration", {"x": np.zeros((4, 3, 16, 16), np.float32)}, synthetic=True)
+    notes = run_pass(QuantizeStatic(), model, data={"calibration": constant}).notes
+    assert "only 4 calibration samples: ranges may be too narrow; 32 to 500 are usual" in notes
+    assert "the calibration data are synthetic: ranges are guesses" in notes
+
+
+def test_constant_calibration_data_are_told():
+    model = onnx_model("g (float[n,4] x) => (float[n,4] y) { y = MatMul(x, w) }", {"w": np.eye(4, dtype=np.float32)})
+    notes = run_pass(QuantizeStatic(), model, data={"calibration": {"x": np.ones((40, 4), np.float32)}}).notes
+    assert "the calibration data are constant: every activation has one value only" in notes
+
+
+def test_infinite_activations_are_an_error_that_names_the_tensor():
+    model = onnx_model("g (float[n,4] x) => (float[n,4] y) { e = Log(x) y = MatMul(e, w) }", {"w": normal(4, 4)})
+    with pytest.raises(PassError, match="tensor 'e' becomes infinite"):
+        run_pass(QuantizeStatic(), model, data={"calibration": {"x": np.zeros((4, 4), np.float32)}})
+
+
+def test_unfolded_batch_normalization_is_told():
+    text = """g (float[n,3,8,8] x) => (float[n,4,6,6] y)
+        { c = Conv(x, w) y = BatchNormalization(c, one, zero, zero, one) }"""
+    weights = {"w": normal(4, 3, 3, 3), "one": np.ones(4, np.float32), "zero": np.zeros(4, np.float32)}
+    outcome = run_pass(QuantizeStatic(), onnx_model(text, weights), data={"calibration": {"x": normal(32, 3, 8, 8)}})
+    assert "1 BatchNormalization after Conv stay in float: put simplify before this pass" in outcome.notes
+
+
+def test_old_opsets_are_raised():
+    model = onnx_model("g (float[n,4] x) => (float[n,4] y) { y = MatMul(x, w) }", {"w": normal(4, 4)}, opset=11)
+    outcome = run_pass(QuantizeStatic(), model, data={"calibration": {"x": normal(40, 4)}})
+    assert outcome.changed == 1
+    assert {entry.domain: entry.version for entry in onnx.load(outcome.model.path).opset_import}[""] == 13
+
+
+def test_minmax_over_batches():
+    found = MinMax()
+    for values in ([1.0, 2.0], [-3.0, 0.5]):
+        found.update(np.float32(values))
+    assert found.bounds() == (-3.0, 2.0)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_percentile_is_within_a_bin_of_numpy_in_any_order(order):
+    values = np.sort(normal(100_000))[::order] * np.float32(10)
+    found = Percentile(99)
+    for part in np.array_split(values, 50):
+        found.update(part)
+    low, high = np.quantile(values, [0.005, 0.995])
+    width = 4 * float(np.abs(values).max()) / BINS
+    assert found.bounds() == pytest.approx((low, high), abs=2 * width)
+
+
+def test_percentile_of_rectified_values_starts_at_zero():
+    found = Percentile(99.9)
+    found.update(np.maximum(normal(10_000), 0))
+    assert found.bounds()[0] == 0.0
