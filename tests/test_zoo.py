@@ -77,7 +77,7 @@ def test_efficientnet_reaches_its_accuracy_on_the_500_views() -> None:
             assert views["image"].shape == (25, 3, 224, 224)
             scores.append(top1(module(torch.from_numpy(views["image"])).numpy(), views["labels"]))
     assert len(scores) == 20
-    assert np.mean(scores) == pytest.approx(0.886, abs=0.02)
+    assert np.mean(scores) == pytest.approx(0.870, abs=0.005)
 
 
 @pytest.mark.zoo

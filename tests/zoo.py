@@ -174,7 +174,8 @@ def smollm2() -> Path:
 def photos() -> Path:
     """Folder of 20 .npz, one a photo: 500 views of 20 labelled ImageNet photos, ready for EfficientNet-Lite0.
 
-    Each holds image float32[25, 3, 224, 224] and labels int64[25].
+    Each holds image float32[25, 3, 224, 224] and labels int64[25]. EfficientNet-Lite0 in fp32: top-1 .870, on the 20
+    plain centre crops .90.
     """
     folder = fetch_or_skip("foolbox")
     files = sorted((folder / "foolbox" / "data").glob("imagenet_*.jpg"))

@@ -14,6 +14,7 @@ from optkit.cli.check import check
 from optkit.cli.doctor import doctor
 from optkit.cli.door import usage_failure
 from optkit.cli.optimize import optimize
+from optkit.cli.run import run
 
 app = typer.Typer(
     name="optkit",
@@ -41,6 +42,7 @@ def _root(
 
 app.command()(optimize)
 app.command()(check)
+app.command()(run)
 app.command()(doctor)
 app.add_typer(passes.app, name="passes")
 app.add_typer(recipe.app, name="recipe")

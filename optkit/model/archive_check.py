@@ -306,16 +306,24 @@ def _token_problem(tokens: list[tokenize.TokenInfo], index: int) -> str:
     token = tokens[index]
     if token.type == tokenize.COMMENT:
         return "has comments, which TorchScript does not write" if not token.string.startswith("# type:") else ""
-    if token.string.strip("\"'") in _SCRIPT_FILE_OPS:
-        return f"uses aten::{token.string.strip(chr(34) + chr(39))}, which touches files"
+    if token.type == tokenize.ERRORTOKEN:
+        return f"cannot be read as TorchScript (at {token.string!r})"
+    name = token.string.strip("\"'")
+    return f"uses aten::{name}, which touches files" if name in _SCRIPT_FILE_OPS else _lookup_problem(tokens, index)
+
+
+def _lookup_problem(tokens: list[tokenize.TokenInfo], index: int) -> str:
+    """What is wrong with a ``getattr`` or an ``ops`` at this place."""
     called = [each.string for each in tokens[index : index + 3]]
     if called[0] == "getattr" and not re.fullmatch(r'"[\w.]*"', _argument(tokens, index), re.ASCII):
         return "looks up an attribute by a name that is not plain"
-    if called[:2] == ["ops", "."] and _before(tokens, index) != "." and called[2] not in _SCRIPT_NAMESPACES:
-        return f"uses the operator library {called[2]}, which is not part of torch"
-    if called[0] == "ops" and called[1:2] != ["."] and _before(tokens, index) != ".":
+    if called[0] != "ops" or _before(tokens, index) == ".":
+        return ""
+    if called[1:2] != ["."]:
         return "passes the operator library around"
-    return ""
+    return (
+        "" if called[2] in _SCRIPT_NAMESPACES else f"uses the operator library {called[2]}, which is not part of torch"
+    )
 
 
 def _before(tokens: list[tokenize.TokenInfo], index: int) -> str:

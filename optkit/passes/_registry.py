@@ -74,7 +74,7 @@ def _load_third_party(name: str) -> type[Pass]:
     point = _third_party()[name]
     try:
         found = point.load()
-    except Exception as error:  # noqa: BLE001  a plugin may raise anything while it is imported
+    except Exception as error:
         raise PackageError(
             f"The pass '{name}' of {point.value} cannot be imported: {type(error).__name__}: {error}",
             fix=f"mend or uninstall the package that provides {point.value}",

@@ -123,6 +123,7 @@ def export_torchscript(source: Source, opset: int | None, folder: Path) -> Model
             tensors,
             str(path),
             dynamo=False,
+            verbose=False,
             opset_version=opset,
             input_names=names,
             output_names=outputs,
@@ -214,6 +215,28 @@ def _name_dims(proto: ModelProto, signature: Signature) -> list[str]:
     return fixed
 
 
+def relax_outputs(proto: ModelProto, found: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:
+    """Make output dimensions dynamic that the exporter noted as fixed, and that a run showed to vary.
+
+    Args:
+        proto: the export; changed in place.
+        found: output -> shape in a run.
+        sizes: dynamic dimension -> its size in that run; a dimension of that size gets its name.
+
+    Returns:
+        Whether anything was changed.
+    """
+    changed = False
+    for value in proto.graph.output:
+        dims = value.type.tensor_type.shape.dim
+        for axis, (dim, size) in enumerate(zip(dims, found[value.name], strict=False)):
+            if not dim.dim_param and dim.HasField("dim_value") and dim.dim_value != size:
+                named = [name for name, each in sizes.items() if each == size]
+                dim.dim_param = named[0] if len(named) == 1 else f"{value.name}_dim{axis}"
+                changed = True
+    return changed
+
+
 def _keep(values: Any, wanted: Any) -> None:
     kept = [value for value in values if wanted(value)]
     del values[:]
@@ -222,7 +245,11 @@ def _keep(values: Any, wanted: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters warn about their own insides; what matters is checked on the result."""
+    """The exporters warn about their own insides, and print graphs; what matters is checked on the result."""
+    import torch
+
+    print_graph = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None  # its switch is set again by the exporter itself
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -232,5 +259,6 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch._C._jit_onnx_log = print_graph
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

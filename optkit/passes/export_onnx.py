@@ -16,10 +16,15 @@ from optkit.model.onnx_file import save_onnx
 from optkit.model.target import Target
 from optkit.passes._base import Context, Outcome, Pass, PassKind
 from optkit.passes._parity import compare, dynamic_sizes, one_batch, other_sizes, resized
-from optkit.passes._torch_export import Source, export_dynamo, export_torchscript, root_cause, tidy
+from optkit.passes._torch_export import Source, export_dynamo, export_torchscript, relax_outputs, root_cause, tidy
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+_FIX = {
+    "torchscript": "start from the module itself: torch.export.save(torch.export.export(module, args), 'model.pt2')",
+    "others": "fix a dimension with --signature 'x=float32[batch,16000]', or export it yourself and give the .onnx",
+}
 
 Exporter = Literal["dynamo", "torchscript"]
 
@@ -73,7 +78,7 @@ class ExportOnnx(Pass):
         raise PassError(
             f"{model.path.name} cannot be exported to ONNX: " + "; ".join(failures).rstrip(".") + ".",
             expected="a model that torch.onnx.export takes, with the dimensions it can keep dynamic",
-            fix="fix a dimension with --signature 'x=float32[batch,16000]', or export it yourself and give the .onnx",
+            fix=_FIX["torchscript" if model.kind == "torchscript" else "others"],
         )
 
     def _exporters(self, model: Model) -> tuple[Exporter, ...]:
@@ -96,19 +101,25 @@ class _Job:
     def export(self, exporter: Exporter, failures: list[str]) -> Outcome:
         """By one exporter, checked against torch."""
         proto = self._proto(exporter)
-        fixed = tidy(proto, self.model.signature)
-        path = self.ctx.workdir / "model.onnx"
-        save_onnx(proto, path)
-        made = self.model.derive(path, "onnx", self.step.sentence())
-        notes = [*self._why(exporter, failures), self._agreement(made, fixed)]
+        if fixed := tidy(proto, self.model.signature):
+            raise PassError(f"it fixed dimensions that should stay dynamic: {', '.join(fixed)}")
+        made = self._saved(proto)
+        agreed = self._agreement(made)
+        if relax_outputs(proto, agreed.shapes, agreed.sizes):
+            made = self._saved(proto)
         opset = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
         nodes = len(proto.graph.node)
         return Outcome(
             model=made,
             changed=nodes,
             changes=[("graph", f"{nodes} nodes, opset {opset}, {exporter} exporter")],
-            notes=notes,
+            notes=[*self._why(exporter, failures), str(agreed)],
         )
+
+    def _saved(self, proto: ModelProto) -> Model:
+        path = self.ctx.workdir / "model.onnx"
+        save_onnx(proto, path)
+        return self.model.derive(path, "onnx", self.step.sentence())
 
     def _why(self, exporter: Exporter, failures: list[str]) -> list[str]:
         """Why it was not the dynamo exporter."""
@@ -141,10 +152,8 @@ class _Job:
         known = {spec.name for spec in self.model.signature.inputs}
         return {name: array for name, array in batch.inputs.items() if name in known}
 
-    def _agreement(self, made: Model, fixed: list[str]) -> str:
-        """Hold the result to torch's outputs at another shape; says how well they agree."""
-        if fixed:
-            raise PassError(f"it fixed dimensions that should stay dynamic: {', '.join(fixed)}")
+    def _agreement(self, made: Model) -> _Agreement:
+        """Hold the result to torch's outputs at another shape."""
         signature, inputs = self.model.signature, self._inputs()
         for sizes in other_sizes(dynamic_sizes(inputs, signature), signature):
             batch = one_batch(resized(inputs, signature, sizes), self.sample)
@@ -157,5 +166,19 @@ class _Job:
                 found = next(iter(self.ctx.run(made, batch)))
             except (ModelError, DataError) as error:
                 raise PassError(f"its result does not run at {shape}: {error.message}") from error
-            return f"agrees with torch at {shape}: error / output std at most {compare(wanted, found, shape):.1e}"
+            worst = compare(wanted, found, shape)
+            return _Agreement(shape, worst, sizes, {name: array.shape for name, array in found.items()})
         raise PassError("torch itself does not run on the sample batch")
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """Where and how well the export agrees with torch."""
+
+    shape: str
+    worst: float
+    sizes: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __str__(self) -> str:
+        return f"agrees with torch at {self.shape}: error / output std at most {self.worst:.1e}"

@@ -23,8 +23,9 @@ class Simplify(Pass):
     """Remove what an ONNX graph computes twice, in vain or always the same.
 
     onnxslim folds constants, batch normalizations and pairs of layout operators; onnx-ir then drops identities,
-    repeated expressions, repeated weights and dead nodes: ``Identity(x) -> x``, ``BatchNormalization(Conv(x)) -> Conv(x)``,
-    ``Shape -> Gather -> Concat`` of fixed sizes ``-> constant``. Inputs and outputs keep names, dtypes and shapes.
+    repeated expressions, repeated weights and dead nodes: ``Identity(x) -> x``,
+    ``BatchNormalization(Conv(x)) -> Conv(x)``, ``Shape -> Gather -> Concat`` of fixed sizes ``-> constant``.
+    Inputs and outputs keep names, dtypes and shapes.
     """
 
     forms: ClassVar[Mapping[Form, Form]] = {"onnx": "onnx"}

@@ -73,6 +73,7 @@ def comparison(original: str | Path | Model, result: str | Path | Model, options
         outputs={name: OutputOptions.model_validate(spec) for name, spec in recipe.get("outputs", {}).items()},
         metric=metric,
         metric_code=gathered.metric_code,
+        metric_asked=options.get("metric") is not None,
     )
     check_metric(job)
     return Job(**{**vars(job), "original": probe(job, write=True)}), second

@@ -45,8 +45,16 @@ def check_split(job: Job) -> Dataset:
     return dataset.subset(np.arange(min(CHECK_SAMPLES, dataset.count)), "search")
 
 
-def check_step(job: Job, before: Model, after: Model, pass_: Pass, *, lossy_before: bool) -> Check:
-    """Run the step's result on a few real samples and compare it with the original, and with the step before it."""
+def check_step(job: Job, before: Model, after: Model, pass_: Pass, earlier: Sequence[Pass]) -> Check:
+    """Run the step's result on a few real samples and compare it with the original, and with the step before it.
+
+    Args:
+        job: says what the original is, and on which data.
+        before: the model the pass was given.
+        after: the model it made.
+        pass_: the pass, whose promises count.
+        earlier: the passes whose results were kept so far; what they were allowed to change stays allowed.
+    """
     dataset = check_split(job)
     promised = pass_.forms.get(before.form)
     if after.form != promised:
@@ -57,15 +65,23 @@ def check_step(job: Job, before: Model, after: Model, pass_: Pass, *, lossy_befo
             results = list(run_dataset(runner, dataset))
     except GivenError as error:
         return Check(f"its result does not run: {error.message}")
-    dropped = _dropped(job, results) if "outputs" in pass_.may_change else ()
-    verdict = _compare(job, original_outputs(job, dataset), results, dataset, dropped)
-    if verdict.problems and not pass_.may_change:
+    allowed = may_change([*earlier, pass_])
+    dropped = _dropped(job, results) if "outputs" in allowed else ()
+    verdict = _compare(job, original_outputs(job, dataset), results, dataset, dropped, allowed)
+    if verdict.problems:
         return Check(verdict.problems[0])
     drift = _drift(verdict)
     if pass_.kind != "exact":
         return Check(drift=drift)
-    moved = verdict if not lossy_before else _compare(job, _outputs(job, before, dataset), results, dataset, dropped)
-    return _exactness(moved, drift, EXACT_TOLERANCE_LOSSY if lossy_before else EXACT_TOLERANCE)
+    if all(kept.kind == "exact" for kept in earlier):
+        return _exactness(verdict, drift, EXACT_TOLERANCE)
+    moved = _compare(job, _outputs(job, before, dataset), results, dataset, dropped, allowed)
+    return _exactness(moved, drift, EXACT_TOLERANCE_LOSSY)
+
+
+def may_change(passes: Sequence[Pass]) -> frozenset[str]:
+    """What the passes together declare that they may change: outputs, dims, dtypes."""
+    return frozenset(aspect for pass_ in passes for aspect in pass_.may_change)
 
 
 def _exactness(moved: Verdict, drift: Drift | None, tolerance: float) -> Check:
@@ -111,7 +127,12 @@ def _dropped(job: Job, results: Sequence[Arrays]) -> tuple[str, ...]:
 
 
 def _compare(
-    job: Job, original: Iterator[Arrays], result: Sequence[Arrays], dataset: Dataset, dropped: Sequence[str]
+    job: Job,
+    original: Iterator[Arrays],
+    result: Sequence[Arrays],
+    dataset: Dataset,
+    dropped: Sequence[str],
+    allowed: frozenset[str],
 ) -> Verdict:
     return judge(
         original,
@@ -122,6 +143,7 @@ def _compare(
         limits=Limits(),
         exact=True,
         dropped=dropped,
+        may_change=allowed,
     )
 
 

@@ -115,7 +115,9 @@ def complete_inputs(model: Model, gathered: Gathered, recipe: Recipe | None = No
         for split in ("evaluation", "calibration", "search"):
             if split in gathered.sources:
                 source = gathered.sources[split]
-                signature = Signature(infer_inputs(source.spec, base=source.base, allow_code=source.code), signature.outputs)
+                signature = Signature(
+                    infer_inputs(source.spec, base=source.base, allow_code=source.code), signature.outputs
+                )
                 break
     if not signature.inputs:
         raise ModelError(

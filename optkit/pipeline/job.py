@@ -31,6 +31,8 @@ class Job:
     metric: str | Mapping[str, Any] | None = None
     metric_code: bool = False
     """Whether ``metric`` may name code (it came from a flag or a recipe)."""
+    metric_asked: bool = False
+    """Whether it was named on the spot (a flag), so that data it cannot be measured on are an error."""
     exporter: Pass | None = None
     """The recipe's one torch -> onnx pass."""
     synthetic_calibration: bool = False

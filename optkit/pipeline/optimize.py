@@ -14,6 +14,7 @@ from optkit.model.model import Model
 from optkit.passes._base import Pass
 from optkit.pipeline.cache import key_of
 from optkit.pipeline.context import judge_on, time_candidates
+from optkit.pipeline.contract import may_change
 from optkit.pipeline.environment import artifact, environment
 from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
@@ -63,7 +64,8 @@ def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
     result, records = run_steps(job, [planned.step for planned in plan.steps], policy)
     policy.watch("judging", len(records), len(records))
     baseline = export(job, job.original)
-    verdict = final_verdict(job, result)
+    kept = [p.step.options for p, r in zip(plan.steps, records, strict=True) if r.status == "changed"]
+    verdict = final_verdict(job, result, may_change(kept))
     timing, note = (_time(job, baseline, result, policy)) if policy.bench else (None, "not timed: --no-bench")
     verdict = add_limits(verdict, _budget(job, baseline, result, timing, note))
     manifest = Manifest(
@@ -88,7 +90,7 @@ def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
     return manifest
 
 
-def final_verdict(job: Job, result: Model) -> Verdict:
+def final_verdict(job: Job, result: Model, allowed: frozenset[str]) -> Verdict:
     """Original against result on the evaluation split; from the cache where nothing changed."""
     dataset = job.splits["evaluation"]
     facts: dict[str, Any] = {"what": "verdict", "original": job.original.digest, "result": result.digest}
@@ -99,9 +101,9 @@ def final_verdict(job: Job, result: Model) -> Verdict:
     known = None if job.metric_code and ":" in str(job.metric) else job.cache.get_facts(key)
     if known is not None:
         return Verdict.model_validate_json(known)
-    dropped = _dropped(job, result)
+    dropped = _dropped(job, result) if "outputs" in allowed else ()
     child = needs_child(result) or needs_child(job.original)
-    verdict = isolated(child, judge_on, job, result, dataset, dropped)
+    verdict = isolated(child, judge_on, job, result, dataset, dropped, allowed)
     job.cache.put_facts(key, verdict.model_dump_json(), "verdict")
     return verdict
 

@@ -12,6 +12,7 @@ import numpy as np
 from optkit.data.dataset import Arrays, Dataset
 from optkit.errors import DataError, PackageError, RecipeError, UsageError
 from optkit.evaluate.limits import Limits
+from optkit.evaluate.metrics import needs_labels
 from optkit.model.bundle import check_output
 from optkit.model.model import Form, Model
 from optkit.model.signature import Signature, TensorSpec
@@ -190,6 +191,7 @@ def make_job(model: Model, recipe: Recipe, gathered: Gathered, target: Target, o
         outputs=recipe.outputs,
         metric=gathered.metric,
         metric_code=gathered.metric_code,
+        metric_asked=options.get("metric") is not None,
         exporter=exporter_of(recipe),
         synthetic_calibration=options.get("allow_synthetic_calibration", False),
         seed=seed,
@@ -262,10 +264,12 @@ def check_metric(job: Job) -> None:
     """
     metric = job.load_metric()
     evaluation = job.splits["evaluation"]
-    if job.limits.metric_drop is not None and (metric is None or evaluation.labels is None):
+    unlabelled = evaluation.synthetic or (evaluation.labels is None and metric is not None and needs_labels(metric))
+    what = "The limit metric_drop" if job.limits.metric_drop is not None else f"The metric {job.metric}"
+    if (job.limits.metric_drop is not None and (metric is None or unlabelled)) or (job.metric_asked and unlabelled):
         lacks = "a metric" if metric is None else "labelled evaluation data"
         raise DataError(
-            f"The limit metric_drop cannot be checked without {lacks}.",
+            f"{what} cannot be checked without {lacks}.",
             expected="labelled evaluation data, and a metric",
             fix="add --data evaluation=FILE.npz with a 'labels' array and --metric top1, or move the limit below "
             "'labelled:'",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from optkit.data.preprocess import preprocess_files
 from optkit.model.bundle import copy_file, staged
 from optkit.model.digest import model_files
 from optkit.model.manifest import Manifest
@@ -54,16 +54,14 @@ def _write_assets(assets: Assets, folder: Path) -> None:
     """``preprocess.json``, and the folders (tokenizers) that it names, below ``preprocess/``."""
     if not assets.preprocess:
         return
-    entries = {}
-    for name, entry in assets.preprocess.items():
-        plain = dict(entry)
-        tokenizer = plain.get("tokenizer")
-        if isinstance(tokenizer, str):
-            source = (assets.folder or Path()) / tokenizer
-            target = folder / "preprocess" / source.name
-            shutil.copytree(source, target, dirs_exist_ok=True)
-            plain["tokenizer"] = f"preprocess/{source.name}"
-        entries[name] = plain
+    entries = {name: dict(entry) for name, entry in assets.preprocess.items()}
+    for name, entry in entries.items():
+        files = preprocess_files({name: entry}, assets.folder or Path())
+        if files:
+            entry["tokenizer"] = f"preprocess/{name}"
+            (folder / "preprocess" / name).mkdir(parents=True)
+        for file in files:
+            copy_file(file, folder / "preprocess" / name / file.name)
     (folder / "preprocess.json").write_text(dump(entries) + "\n")
 
 

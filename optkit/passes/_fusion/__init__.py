@@ -1,0 +1,1 @@
+"""Working parts of the passes that fuse operators."""

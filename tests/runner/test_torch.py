@@ -1,0 +1,104 @@
+"""Torch models run by name, and give arrays by name."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optkit.errors import DataError, ModelError
+from optkit.model.model import Model
+from optkit.model.signature import Signature, parse_signature
+from optkit.runner.torch import TorchRunner
+
+
+class Masked(nn.Module):
+    def forward(self, x, mask):
+        return {"sum": (x * mask).sum(-1), "half": x.to(torch.bfloat16)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runner") / "m.pt"
+    torch.save(Masked(), path)
+    inputs = parse_signature("x=float32[batch,3]; mask=int64[batch,3]")
+    return Model(path=path, form="torch", kind="pickle", trust_pickle=True, signature=Signature(inputs))
+
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+MASK = np.array([[1, 1, 0], [0, 0, 1]])
+
+
+def test_outputs_by_name(model):
+    with TorchRunner(model, threads=1) as runner:
+        assert torch.get_num_threads() == 1
+        found = runner.run({"mask": MASK, "x": X})
+        assert runner.outputs == ("sum", "half")
+    assert found["sum"].tolist() == [1.0, 5.0]
+    assert found["half"].dtype == np.float32
+    np.testing.assert_array_equal(found["half"], X)
+
+
+def test_threads_are_given_back(model):
+    before = torch.get_num_threads()
+    runner = TorchRunner(model, threads=before + 1)
+    assert torch.get_num_threads() == before + 1
+    runner.close()
+    runner.close()
+    assert torch.get_num_threads() == before
+    with pytest.raises(ModelError, match="closed"):
+        runner.run({"x": X, "mask": MASK})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"x": X}, "input 'mask' is missing"),
+        ({"x": X, "mask": MASK, "extra": X}, "'extra' is no input"),
+        ({"x": X[0], "mask": MASK}, "input 'x' has 1 dimensions and not 2"),
+        ({"x": X, "mask": X}, "input 'mask' is float32 and not int64"),
+    ],
+)
+def test_inputs_that_do_not_fit(model, inputs, words):
+    with TorchRunner(model, threads=1) as runner, pytest.raises(DataError) as caught:
+        runner.run(inputs)
+    assert words in caught.value.message
+    assert caught.value.expected == "x=float32[batch,3]; mask=int64[batch,3]"
+
+
+def test_harmless_dtypes_are_converted(model):
+    read_only = X.astype(np.float64)
+    read_only.flags.writeable = False
+    with TorchRunner(model, threads=1) as runner:
+        found = runner.run({"x": read_only, "mask": MASK.astype(np.int32)})
+    assert found["sum"].dtype == np.float32 and found["sum"].tolist() == [1.0, 5.0]
+
+
+def test_a_forward_that_fails_is_one_sentence(model):
+    with TorchRunner(model, threads=1) as runner, pytest.raises(ModelError, match=r"torch failed on x=float32\[2, 3\]"):
+        runner.run({"x": X, "mask": MASK[:, :2]})
+
+
+def test_torchscript_arguments_by_position(tmp_path):
+    torch.jit.trace(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.ones(2, 3)).save(tmp_path / "m.pt")
+    signature = Signature(parse_signature("pixels=float32[batch,3]"))
+    model = Model(path=tmp_path / "m.pt", form="torch", kind="torchscript", signature=signature)
+    with TorchRunner(model, threads=1) as runner:
+        assert runner.run({"pixels": -X})["output_0"].max() == 0.0
+
+
+def test_outputs_do_not_share_memory_with_the_model(tmp_path):
+    torch.save(Counter(), tmp_path / "m.pt")
+    model = Model(path=tmp_path / "m.pt", form="torch", kind="pickle", trust_pickle=True)
+    with TorchRunner(model, threads=1) as runner:
+        first = runner.run({"x": X})["output_0"]
+        runner.run({"x": X})
+    assert first.tolist() == [1.0]
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        return self.count.add_(1)
