@@ -13,6 +13,7 @@ from optkit.cli import cache, passes, recipe
 from optkit.cli.check import check
 from optkit.cli.doctor import doctor
 from optkit.cli.door import usage_failure
+from optkit.cli.inspect import inspect
 from optkit.cli.optimize import optimize
 from optkit.cli.run import run
 
@@ -43,6 +44,7 @@ def _root(
 app.command()(optimize)
 app.command()(check)
 app.command()(run)
+app.command()(inspect)
 app.command()(doctor)
 app.add_typer(passes.app, name="passes")
 app.add_typer(recipe.app, name="recipe")

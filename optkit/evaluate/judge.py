@@ -21,7 +21,7 @@ from optkit.evaluate.limits import Limits
 from optkit.evaluate.metrics import Metric, metric_name, needs_labels
 from optkit.evaluate.rows import OutputOptions, trim
 from optkit.evaluate.scoring import PairedScore, fit_metric
-from optkit.model.manifest import MeasuredOn, MetricResult, Verdict
+from optkit.model.manifest import MeasuredOn, MetricResult, OutputFidelity, Verdict
 from optkit.model.signature import Signature
 
 __all__ = ["OutputOptions", "add_limits", "budget_limits", "judge"]
@@ -80,7 +80,10 @@ def judge(
     comparison.check_options()
     metrics = () if paired is None or comparison.problems else (paired.result(),)
     no_metric = "the metric was not measured, see the problems" if paired is not None else "no metric is named"
-    return _verdict(comparison, dataset, metrics, limits.resolved(exact, discrete=comparison.discrete), no_metric)
+    outputs = tuple(output.result() for output in comparison.outputs)
+    classes = any(output.top1 is not None for output in outputs)
+    resolved = limits.resolved(exact, classes=classes, discrete=comparison.discrete)
+    return _verdict(comparison, outputs, dataset, metrics, resolved, no_metric)
 
 
 def _measurable(metric: Metric, limits: Limits, dataset: Dataset) -> bool:
@@ -190,9 +193,13 @@ class _Comparison:
 
 
 def _verdict(
-    comparison: _Comparison, dataset: Dataset, metrics: tuple[MetricResult, ...], limits: Limits, no_metric: str
+    comparison: _Comparison,
+    outputs: tuple[OutputFidelity, ...],
+    dataset: Dataset,
+    metrics: tuple[MetricResult, ...],
+    limits: Limits,
+    no_metric: str,
 ) -> Verdict:
-    outputs = tuple(output.result() for output in comparison.outputs)
     problems = comparison.finished_problems()
     metric = metrics[0] if metrics else None
     checked = accuracy_limits(limits, outputs, metric, no_metric=no_metric)

@@ -130,13 +130,14 @@ class Limits(LabelledLimits):
             return both
         return both.model_copy(update={"labelled": self.labelled.merged(over.labelled)})
 
-    def resolved(self, exact: bool, *, discrete: bool = False) -> Limits:
+    def resolved(self, exact: bool, *, classes: bool = True, discrete: bool = False) -> Limits:
         """With the defaults where nothing is stated.
 
         A chain of ``exact`` passes: max_error <= 1e-3, and agreement >= 0.98 where the model has ``discrete`` (integer,
-        bool or string) outputs. Any other chain: cosine >= 0.99, agreement >= 0.98. Always: speedup not-slower.
+        bool or string) outputs. Any other chain: cosine >= 0.99, and agreement >= 0.98 where there are ``classes`` or
+        discrete outputs. Always: speedup not-slower.
         """
-        agreement = None if exact and not discrete else AGREEMENT
+        agreement = AGREEMENT if discrete or (classes and not exact) else None
         defaults = (
             Limits(max_error=EXACT_MAX_ERROR, agreement=agreement, speedup="not-slower")
             if exact

@@ -83,7 +83,7 @@ def _by_text(signature: Signature) -> Guess | None:
     if not ids or (not named and len(signature.inputs) > len(ids)):
         return None
     first = (named or ids)[0]
-    why = f"token ids '{first.name}' {list(first.shape or ())}"
+    why = f"token ids {first}"
     if any("decoder" in spec.name for spec in signature.inputs):
         return "sequence to sequence model", f"{why}, and inputs of a decoder"
     caches = [spec.name for spec in (*signature.inputs, *signature.outputs) if _CACHE.search(spec.name)]
@@ -98,7 +98,7 @@ def _text_head(outputs: tuple[TensorSpec, ...], why: str) -> Guess:
     output = outputs[0]
     shape = output.shape or ()
     last = shape[-1] if shape else None
-    why = f"{why} -> '{output.name}' {list(shape)}"
+    why = f"{why} -> {output}"
     if len(shape) == 3 and isinstance(last, int) and last > _VOCABULARY and not _EMBEDDING.search(output.name):
         return "language model", f"{why}: scores for a vocabulary at every token"
     if len(shape) == 2 and isinstance(last, int) and not _EMBEDDING.search(output.name) and last <= _VOCABULARY:
@@ -110,7 +110,7 @@ def _by_image(signature: Signature, operators: Mapping[str, int]) -> Guess | Non
     images = [spec for spec in signature.inputs if _is_image(spec)]
     if not images:
         return None
-    why = f"an image '{images[0].name}' {list(images[0].shape or ())}"
+    why = f"an image {images[0]}"
     boxes = [spec.name for spec in signature.outputs if _BOXES.search(spec.name)]
     if "NonMaxSuppression" in operators or boxes:
         return "object detector", f"{why}, and " + (f"an output '{boxes[0]}'" if boxes else "NonMaxSuppression")
@@ -118,7 +118,7 @@ def _by_image(signature: Signature, operators: Mapping[str, int]) -> Guess | Non
         return "image model", why
     output = signature.outputs[0]
     shape = output.shape or ()
-    why = f"{why} -> '{output.name}' {list(shape)}"
+    why = f"{why} -> {output}"
     if len(shape) == 2:
         named = _EMBEDDING.search(output.name)
         return ("image encoder" if named else "image classifier"), f"{why}: one vector an image"
@@ -142,7 +142,7 @@ def _by_other(signature: Signature, operators: Mapping[str, int]) -> Guess | Non
     if len(floats) == len(signature.inputs) == 1 and len(floats[0].shape or ()) == 2 and "conv" not in words:
         return (
             "tabular model, or a head on features",
-            f"one row of numbers '{floats[0].name}' a sample, no convolutions",
+            f"one row of numbers {floats[0]} a sample, no convolutions",
         )
     if not signature.inputs and "conv" in words:
         return "convolutional network", "it has convolutions; the file does not say what its inputs are"

@@ -38,8 +38,9 @@ def load_pretrained(folder: Path) -> nn.Module:
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     _refuse_random(folder, kind.__name__, info)
-    if getattr(module.config, "use_cache", None):
-        module.config.use_cache = False
+    for part in module.modules():
+        if getattr(getattr(part, "config", None), "use_cache", None):
+            part.config.use_cache = False
     made: nn.Module = module.eval()
     return made
 
@@ -107,7 +108,7 @@ def default_signature(model: Model) -> Signature:
     specs: list[TensorSpec] = []
     if "vocab_size" in config or text:
         specs += _text(model.path, config)
-    if "image_size" in config or vision or (model.path / "preprocessor_config.json").is_file():
+    if {"image_size", "num_channels"} & config.keys() or vision or (model.path / "preprocessor_config.json").is_file():
         specs += _image(model.path, config)
     if not specs or "feat_extract_norm" in config:
         specs = _audio(config)

@@ -74,7 +74,8 @@ class _TensorLooker(_Looker):
 
     def _tensor(self, storage: object, offset: object, size: object, *rest: object) -> object:
         del offset
-        stated = next((str(each.path) for each in rest if str(getattr(each, "path", "")).startswith("torch.")), "")
+        named = [str(getattr(each, "path", "")) for each in rest]
+        stated = next((name for name in named if name.startswith("torch.")), "")
         if not isinstance(storage, _Storage) or not isinstance(size, tuple):
             return None
         dtype = storage.dtype or stated.removeprefix("torch.") or "unknown"

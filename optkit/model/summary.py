@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pydantic import Field
+
 from optkit.model.digest import model_files
 from optkit.model.manifest import Fact
 from optkit.model.model import Model
@@ -63,7 +65,7 @@ class Summary(Fact):
     """What wrote it, with version."""
     ir_version: int | None = None
     """Of ONNX files."""
-    opsets: dict[str, int] = {}
+    opsets: dict[str, int] = Field(default_factory=dict)
     """Domain -> version; the domain of ONNX itself is ``ai.onnx``."""
     architecture: str = ""
     """Of Hugging Face folders the class of config.json, of pickles the class of the outermost object."""
@@ -73,7 +75,7 @@ class Summary(Fact):
     """By dtype, the largest first."""
     layers: tuple[Layer, ...] = ()
     """Where the weights are used, the largest first."""
-    operators: dict[str, int] = {}
+    operators: dict[str, int] = Field(default_factory=dict)
     """Operator -> nodes, most frequent first, subgraphs and functions included; contrib ones with their domain."""
     external: tuple[DataFile, ...] = ()
     notes: tuple[str, ...] = ()
@@ -94,13 +96,14 @@ class Weight:
 
     @property
     def bytes(self) -> int:
-        """Size of the values."""
-        return (self.elements * BITS.get(self.dtype, 8) + 7) // 8
+        """Size of the values; 0 for strings, which have no fixed size."""
+        return 0 if self.dtype == "string" else (self.elements * BITS.get(self.dtype, 8) + 7) // 8
 
     @property
     def is_parameter(self) -> bool:
         """Whether it counts as parameters: wide integers are shapes and indices, not weights."""
-        return "float" in self.dtype or "complex" in self.dtype or BITS.get(self.dtype, 8) < 16 and self.dtype != "bool"
+        narrow = BITS.get(self.dtype, 8) < 16 and self.dtype not in ("bool", "string")
+        return narrow or "float" in self.dtype or "complex" in self.dtype
 
 
 @dataclass

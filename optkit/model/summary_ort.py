@@ -23,11 +23,9 @@ def read_ort(path: Path) -> Found:
     """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it is read once, when the module is imported
     try:
-        import onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs as fbs
         from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
     except ImportError:
         return Found(notes=["its content cannot be read without onnxruntime: pip install 'optkit[cpu]'"])
-    del fbs
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             session = InferenceSession.GetRootAsInferenceSession(content, 0)
@@ -48,16 +46,19 @@ def _found(session: Any) -> Found:
         producer=f"{_text(model.ProducerName())} {_text(model.ProducerVersion())}".strip()
         or f"onnxruntime {_text(session.OrtVersion())}",
         ir_version=int(model.IrVersion()),
-        opsets={_text(each.Domain()) or "ai.onnx": int(each.Version()) for each in _all(model, "OpsetImport")},
     )
+    domains = {""}
     for inner in _graphs(graph):
         weights = {weight.name: weight for weight in map(_weight, _all(inner, "Initializers"))}
         found.weights += weights.values()
         for node in _all(inner, "Nodes"):
             domain, op = _text(node.Domain()), _text(node.OpType())
+            domains.add(domain)
             found.operators[f"{domain}.{op}" if domain not in ("", "ai.onnx") else op] += 1
             names = [_text(name) for name in _all(node, "Inputs")]
             found.used += [(op, weights[name]) for name in names if name in weights and len(weights[name].shape) > 1]
+    opsets = {_text(each.Domain()): int(each.Version()) for each in _all(model, "OpsetImport")}
+    found.opsets = {domain or "ai.onnx": version for domain, version in opsets.items() if domain in domains}
     found.signature = _signature(graph)
     return found
 

@@ -46,9 +46,9 @@ _SAFETENSORS = {
 """dtype names of a safetensors header -> ours."""
 
 _SCRIPT_CALL = re.compile(r"(?<![\w.])(?:torch|ops\.(?:aten|quantized))\.([a-z_]\w*)\(")
-_SCRIPT_PLUMBING = frozenset(
-    "size len dim format lt le gt ge eq ne append extend keys values items __is__ __isnot__ __contains__ slice"
-    " __getitem__ add_ floordiv floor_divide numel warn tensor list ord str int float bool sorted range".split()
+_SCRIPT_PLUMBING = re.compile(
+    r"__\w+|size|len|dim|format|lt|le|gt|ge|eq|ne|append|extend|keys|values|items|slice|floordiv|floor_divide|numel|warn"
+    r"|tensor|list|ord|str|int|float|bool|sorted|range"
 )
 """Names that TorchScript code calls for its own bookkeeping."""
 _GUESSED = "where weights are used is guessed from their shapes: this file does not say"
@@ -68,7 +68,8 @@ def read_torch(model: Model) -> Found:
     if model.kind == "torchscript":
         _read_code(model.path, found)
     else:
-        found.notes.append("a state_dict has no operators: they are in the factory's code")
+        where = "the factory's code" if model.kind == "weights" else "the code of the classes that the pickle names"
+        found.notes.append(f"the file has no operators: they are in {where}")
     _guess_use(found)
     return found
 
@@ -121,7 +122,7 @@ def _read_code(path: Path, found: Found) -> None:
         for name in archive.namelist():
             if "/code/" in name and name.endswith(".py"):
                 calls = _SCRIPT_CALL.findall(archive.read(name).decode(errors="replace"))
-                found.operators.update(f"aten.{call}" for call in calls if call not in _SCRIPT_PLUMBING)
+                found.operators.update(f"aten.{call}" for call in calls if not _SCRIPT_PLUMBING.fullmatch(call))
     found.notes.append("operators are counted in the archive's code, where modules of one kind share it")
 
 
@@ -164,7 +165,7 @@ def _read_huggingface(folder: Path) -> Found:
 
 
 def _guess_use(found: Found) -> None:
-    """Rank 2 = linear, unless it is named like an embedding; rank 3 to 5 = convolution."""
+    """Named like an embedding = Gather; else rank 2 = linear, rank 3 to 5 = convolution."""
     found.used = list(_guesses(found.weights))
     if found.used:
         found.notes.append(_GUESSED)
@@ -173,7 +174,7 @@ def _guess_use(found: Found) -> None:
 def _guesses(weights: list[Weight]) -> Iterator[tuple[str, Weight]]:
     for weight in weights:
         rank = len(weight.shape)
-        if rank == 2:
-            yield ("Gather" if "emb" in weight.name.lower() else "Gemm"), weight
-        elif 3 <= rank <= 5:
-            yield "Conv", weight
+        if rank >= 2 and "emb" in weight.name.lower():
+            yield "Gather", weight
+        elif 2 <= rank <= 5:
+            yield ("Gemm" if rank == 2 else "Conv"), weight

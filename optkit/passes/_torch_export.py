@@ -164,10 +164,10 @@ def _strip_prefix(proto: ModelProto) -> None:
 
 
 def root_cause(error: BaseException) -> str:
-    """The first line of the exporter's own cause; torch wraps it in pages of advice."""
+    """The first sentence of the exporter's own cause; torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    return first_line(error).split(". ")[0]
 
 
 def tidy(proto: ModelProto, signature: Signature) -> list[str]:

@@ -41,7 +41,10 @@ class FuseGraph(Pass):
         skipped: list[tuple[str, str]] = []
         for families in attempts(ctx.target):
             changes = _fuse(model, path, families, before)
-            reason = _fails_to_open(path, session) if changes else "nothing in the graph has a form that it knows"
+            if not changes:
+                skipped.append((", ".join(families), "nothing in the graph has a form that they know"))
+                break
+            reason = _fails_to_open(path, session)
             if not reason:
                 made = model.derive(path, "onnx", self.sentence())
                 changed = _fused_nodes(changes) + len(told)

@@ -83,8 +83,8 @@ class Simplify(Pass):
 def _clean(model: ir.Model) -> None:
     from onnx_ir.passes import common
 
+    _drop_identities(model)
     for clean in (
-        common.IdentityEliminationPass(),
         common.LiftConstantsToInitializersPass(),
         common.LiftSubgraphInitializersToMainGraphPass(),
         common.DeduplicateHashedInitializersPass(),
@@ -94,6 +94,26 @@ def _clean(model: ir.Model) -> None:
         common.RemoveUnusedOpsetsPass(),
     ):
         clean(model)
+
+
+def _drop_identities(model: ir.Model) -> None:
+    """``Identity(x) -> x``. onnx-ir's own pass fails on a subgraph that gives out a value from around it.
+
+    It also renames an output of the graph whose copy is an output too; here such copies stay.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph.all_nodes()):
+        value, copy = (node.inputs[0], node.outputs[0]) if node.op_type == "Identity" else (None, None)
+        if value is None or copy is None or node.graph is None:
+            continue
+        if copy.is_graph_output():
+            source = value.producer()
+            if source is None or source.graph is not node.graph or value.is_graph_output():
+                continue
+            value.name, value.type = copy.name, value.type or copy.type
+        ir.convenience.replace_all_uses_with(copy, value, replace_graph_outputs=True)
+        node.graph.remove(node, safe=True)
 
 
 def _counts(model: ir.Model, ops: Counter[str]) -> Counter[str]:

@@ -75,7 +75,7 @@ def infer(
     _check_arguments(inputs, against, options)
     if output is not None:
         check_npz(output, force=force)
-    opened = open_given(model, cast(Options, {}) if against is not None else options)
+    opened = _with_signature(open_given(model, cast(Options, {}) if against is not None else options))
     manifest = read_manifest(opened.path)
     target = _target(opened, manifest, options)
     verdict = None
@@ -101,6 +101,15 @@ def _check_arguments(inputs: Path | None, against: Path | None, options: Options
         raise UsageError(
             "--input and --data both say what to run on.", expected="one of them", fix="leave one of the two out"
         )
+
+
+def _with_signature(model: Model) -> Model:
+    """Opening does not look into ORT files; running them has to know their inputs."""
+    if model.kind != "ort" or model.signature.inputs:
+        return model
+    from optkit.model.summary_ort import read_ort
+
+    return model.with_signature(read_ort(model.path).signature or model.signature)
 
 
 def _target(model: Model, manifest: Manifest | None, options: Options) -> Target:
@@ -223,7 +232,7 @@ def _run(model: Model, target: Target, dataset: Dataset, output: Path | None, wa
         load_seconds=ready - start,
         seconds=end - ready,
         written=None if output is None else str(output),
-        notes=tuple(_notes(placement, target)) if on_ort else (),
+        notes=tuple(_notes(placement, model, target)) if on_ort else (),
     )
 
 
@@ -237,7 +246,9 @@ def _measured_on(dataset: Dataset) -> MeasuredOn:
     )
 
 
-def _notes(placement: Mapping[str, Mapping[str, int]], target: Target) -> list[str]:
+def _notes(placement: Mapping[str, Mapping[str, int]], model: Model, target: Target) -> list[str]:
+    if model.form == "ort":
+        return ["onnxruntime does not say which nodes of an ORT file ran where"]
     if not placement:
         return ["this onnxruntime does not say which nodes ran where (1.24 and later do)"]
     fallen = placement.get("cpu", {})

@@ -51,9 +51,10 @@ def what_changed(step: StepRecord) -> str:
     """One line: the changes, or the status with its reason."""
     if step.status != "changed":
         return f"{step.status}: {step.reason}" if step.reason else step.status
-    shown = "; ".join(f"{change.where}: {change.what}" for change in step.changes[:3])
-    more = len(step.changes) - 3
-    return (shown + (f"; and {more} more" if more > 0 else "")) or "changed"
+    if len(step.changes) <= 3:
+        return "; ".join(f"{change.where}: {change.what}" for change in step.changes) or "changed"
+    first = step.changes[0]
+    return f"{len(step.changes)} changes: {first.where}: {first.what}; ..."
 
 
 def summary_table(manifest: Manifest) -> Table:

@@ -67,8 +67,9 @@ def test_stated_limits_replace_defaults_key_by_key():
     assert [limit.name for limit in result.limits] == ["cosine", "max_error"]
 
 
-def test_agreement_is_not_checked_without_class_scores():
-    limit = found(verdict({"y": SCORES}, {"y": SCORES}), "agreement")
+def test_agreement_is_no_default_without_class_scores_and_not_checked_when_asked_for():
+    assert [limit.name for limit in verdict({"y": SCORES}, {"y": SCORES}).limits] == ["cosine"]
+    limit = found(verdict({"y": SCORES}, {"y": SCORES}, limits=["agreement=0.98"]), "agreement")
     assert (limit.held, limit.measured) == (None, None)
     assert limit.note.startswith("not checked: no output looks like class scores")
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from optkit.errors import PassError
 from optkit.model.target import Target
 from optkit.passes.quantize_dynamic import QuantizeDynamic
-from tests.helpers import fresh_dir, normal, onnx_model, ops_of, relative_error, run_onnx, run_pass
+from tests.helpers import fresh_dir, normal, onnx_model, open_any, ops_of, relative_error, run_onnx, run_pass
 
 MLP = """mlp (float[batch,32] x) => (float[batch,16] y) {
     [first] m1 = MatMul(x, w1)
@@ -146,6 +146,16 @@ def test_convolutions_on_request_within_two_percent():
     reference = run_onnx(run_pass(QuantizeDynamic(), model).model, x)["y"]
     assert ops_of(outcome.model)["ConvInteger"] == 1
     assert relative_error(run_onnx(outcome.model, x)["y"], reference) < 0.02
+
+
+def test_convolutions_in_one_dimension_and_names_that_are_taken():
+    text = "g (float[n,3,16] x) => (float[n,8,14] y, float[8] z) { y = Conv(x, w, b) z = Exp(y_bias) }"
+    model = open_any(onnx_model(text, {"w": normal(8, 3, 3), "b": normal(8), "y_bias": normal(8, seed=1)}))
+    x = {"x": normal(2, 3, 16)}
+    outcome = run_pass(QuantizeDynamic(ops=("Conv",)), model)
+    result, reference = run_onnx(outcome.model, x), run_onnx(model, x)
+    assert relative_error(result["y"], reference["y"]) < 0.02
+    np.testing.assert_array_equal(result["z"], reference["z"])
 
 
 def test_computed_and_wide_operands_stay_with_their_reason():

@@ -101,6 +101,28 @@ def test_attention_keeps_all_but_weight_matmuls_in_float():
     assert relative_error(run_onnx(outcome.model, x)["y"], run_onnx(model, x)["y"]) < 0.02
 
 
+def test_arithmetic_on_shapes_is_left_alone():
+    text = """g (float[n,3,8,8] x) => (float[n,4,36] y) {
+        c = Conv(x, w) s = Shape(c) two = Constant<value = int64[1] {2}>() i = Constant<value = int64[1] {0}>()
+        head = Slice(s, i, two) m = Mul(two, two) tail = Add(m, rest) shape = Concat<axis = 0>(head, tail)
+        y = Reshape(c, shape) }"""
+    model = open_any(onnx_model(text, {"w": normal(4, 3, 3, 3), "rest": np.int64([32])}))
+    x = {"x": normal(40, 3, 8, 8)}
+    outcome = run_pass(QuantizeStatic(), model, data={"calibration": x})
+    assert [name for name, _ in outcome.changes] == ["Conv_c", "Reshape_y"]
+    assert relative_error(run_onnx(outcome.model, x)["y"], run_onnx(model, x)["y"]) < 0.02
+
+
+def test_recurrence_in_a_subgraph_counts_for_the_choice_of_operators():
+    from optkit.passes._quant.qdq import LINEAR, auto_ops
+
+    text = """g (float[2,3,8] x, bool c) => (float[2,4,6] y) { k = Conv(x, w)
+        y = If(c) <then_branch = t () => (float[2,4,6] a) { a = LayerNormalization(k, s) },
+        else_branch = e () => (float[2,4,6] b) { b = Relu(k) }> }"""
+    model = onnx_model(text, {"w": normal(4, 3, 3), "s": normal(6)})
+    assert auto_ops(model.graph) == LINEAR
+
+
 def test_ops_and_exclude_narrow_the_choice():
     model = onnx_model(CNN, WEIGHTS)
     outcome = run_pass(QuantizeStatic(ops=("Conv",), exclude=("conv1", "nope")), model, data={"calibration": DATA})

@@ -107,6 +107,30 @@ def test_an_input_that_becomes_an_output_keeps_both_names():
     np.testing.assert_array_equal(run_onnx(outcome.model, {"x": normal(2, 3)})["y"], normal(2, 3))
 
 
+def test_outputs_that_are_equal_keep_their_names():
+    text = "g (float[n,3] x) => (float[n,3] a, float[n,3] b, float[n,3] c) { a = Relu(x) b = Identity(a) c = Relu(x) }"
+    model = open_any(onnx_model(text))
+    outcome = run_pass(Simplify(), model)
+    result = run_onnx(outcome.model, {"x": normal(2, 3)})
+    assert list(result) == ["a", "b", "c"]
+    for array in result.values():
+        np.testing.assert_array_equal(array, np.maximum(normal(2, 3), 0))
+
+
+def test_a_subgraph_may_give_out_a_value_from_around_it():
+    text = (
+        "g (bool c, float[n,3] x) => (float[n,3] y) { r = Relu(x)"
+        " y = If(c) <then_branch = t () => (float[n,3] a) { a = Identity(r) },"
+        " else_branch = e () => (float[n,3] b) { i = Identity(r) b = Neg(i) }> }"
+    )
+    outcome = run_pass(Simplify(), onnx_model(text))
+    assert ops_of(outcome.model)["Identity"] == 1
+    expected = np.maximum(normal(2, 3), 0)
+    for choice, sign in ((True, 1), (False, -1)):
+        result = run_onnx(outcome.model, {"x": normal(2, 3), "c": np.array(choice)})
+        np.testing.assert_array_equal(result["y"], sign * expected)
+
+
 def test_large_models_do_without_onnxslim(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(simplify, "SLIM_BELOW", 10)
     text = "g (float[n,4] x) => (float[n,4] y) { i = Identity(x) y = MatMul(i, w) }"

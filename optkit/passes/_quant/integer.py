@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,20 +79,27 @@ def _gemm(node: ir.Node) -> Layer:
 
 
 def _conv(node: ir.Node) -> Layer:
+    source, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    weights, offsets = constant(source), constant(bias)
+    assert source is not None  # the checker guarantees Conv's weights
+    if bias is not None and offsets is None:
+        raise Refusal("its bias is computed")
+    if offsets is not None and weights is not None:
+        bias = _initializer(node, f"{node.outputs[0].name}_bias", offsets.reshape(-1, *[1] * (weights.ndim - 2)))
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return Layer("ConvInteger", source, axis=0, bias=bias, attributes=attributes)
+
+
+def _initializer(node: ir.Node, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer in the node's graph, under ``name`` or, where that is taken, ``name_2`` and so on."""
     import onnx_ir as ir
 
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
-        raise Refusal("its bias is computed")
-    source = node.inputs[1]
-    assert source is not None and node.graph is not None  # the checker guarantees Conv's weights
-    shaped = None
-    if bias is not None:
-        rank = len(source.shape) if source.shape is not None else 4
-        shaped = ir.val(f"{node.outputs[0].name}_bias", const_value=ir.tensor(bias.reshape(-1, *[1] * (rank - 2))))
-        node.graph.register_initializer(shaped)
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    return Layer("ConvInteger", source, axis=0, bias=shaped, attributes=attributes)
+    assert node.graph is not None  # it came from iterating over a graph
+    names = (f"{name}_{number}" if number > 1 else name for number in count(1))
+    free = next(candidate for candidate in names if candidate not in node.graph.initializers)
+    value = ir.val(free, const_value=ir.tensor(array))
+    node.graph.register_initializer(value)
+    return value
 
 
 def _through_transpose(value: ir.Value | None) -> tuple[ir.Value, bool]:
@@ -156,19 +164,11 @@ class IntegerRewriter:
 
     def _weights(self, node: ir.Node, layer: Layer) -> tuple[ir.Value, ...]:
         """Initializers for the int8 weights as ``layer.op`` takes them, and their float32 scale."""
-        import onnx_ir as ir
-
-        graph = node.graph
-        assert graph is not None  # see rewrite
-        key = (id(graph), id(layer.source), layer.transposed, layer.factor, layer.op)
+        key = (id(node.graph), id(layer.source), layer.transposed, layer.factor, layer.op)
         if key not in self._made:
-            made = [
-                ir.val(f"{layer.source.name}_{what}", const_value=ir.tensor(array))
-                for what, array in zip(("int8", "scale"), self._round(layer), strict=True)
-            ]
-            for value in made:
-                graph.register_initializer(value)
-            self._made[key] = tuple(made)
+            rounded, scale = self._round(layer)
+            name = layer.source.name
+            self._made[key] = (_initializer(node, f"{name}_int8", rounded), _initializer(node, f"{name}_scale", scale))
         return self._made[key]
 
     def _round(self, layer: Layer) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optkit.model.onnx_file import walk_graphs
 from optkit.passes._quant.select import excluded
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Selection:
 def auto_ops(graph: GraphProto) -> tuple[str, ...]:
     """``CONVOLUTIONAL`` for graphs with convolutions and no sign of attention, else ``LINEAR``."""
     held = {tensor.name for tensor in graph.initializer}
-    kinds = {node.op_type for node in graph.node}
+    kinds = {node.op_type for body in walk_graphs(graph) for node in body.node}
     attention = kinds & _SEQUENCE_OPS or any(
         node.op_type == "MatMul" and not held & set(node.input) for node in graph.node
     )
@@ -93,7 +94,7 @@ def quantize_qdq(
     Args:
         model: with weights, changed in place; every node has a name.
         chosen: nodes to quantize.
-        ranges: by tensor; a tensor without one stays as it is.
+        ranges: by tensor; nodes whose first input has none (it is no float32) stay as they are.
         signed: int8 activations with zero point 0, else uint8 with any zero point.
         options: ``per_channel`` and ``reduce_range`` of onnxruntime's quantizer.
 
@@ -112,7 +113,7 @@ def quantize_qdq(
         weight_qType=TensorProto.INT8,
         activation_qType=TensorProto.INT8 if signed else TensorProto.UINT8,
         tensors_range=_tensors_data(ranges),
-        nodes_to_quantize=[node.name for node in chosen.nodes],
+        nodes_to_quantize=[node.name for node in chosen.nodes if node.input[0] in ranges],
         nodes_to_exclude=[],
         op_types_to_quantize=list(chosen.ops),
         extra_options={
