@@ -57,9 +57,12 @@ def show_manifest(manifest: Manifest) -> None:
     show_table(out, steps_table(manifest))
     for step in manifest.steps:
         for note in step.notes:
-            out.print(f"[yellow]{escape(step.id)}:[/] {escape(note)}")
+            out.print(f"{escape(step.id)}: {escape(note)}")
     show_table(out, summary_table(manifest))
     show_verdict(manifest.verdict, outputs=False)
+    undone = [step.id for step in manifest.steps if step.status == "rolled back"]
+    if undone:
+        out.print(f"[bold yellow]Rolled back, so not in the result: {escape(', '.join(undone))}[/]")
     if manifest.output:
         out.print(f"Written: [bold]{escape(manifest.output)}[/]")
 

@@ -74,11 +74,16 @@ def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _strings(item, key)
     elif isinstance(value, dict):
         for name, item in value.items():
-            if name != "metadata":
-                yield "", name
-                if name in _OBJECTS:
-                    yield name, "object"
+            yield "", name
+            if name in _OBJECTS:
+                yield name, "object"
+            if name != "metadata" or not _is_notes(item):
                 yield from _strings(item, name)
+
+
+def _is_notes(value: Any) -> bool:
+    """Whether it is a node's metadata (texts by name, never evaluated), and not a tensor that is so called."""
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
 
 
 def _leaf_problem(key: str, text: str) -> str:

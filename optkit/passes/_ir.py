@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from optkit.errors import PassError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+# onnxslim and the quantizers import onnxruntime, which reads this once and else writes to the home folder.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def load_ir(path: Path) -> ir.Model:

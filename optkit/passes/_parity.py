@@ -43,14 +43,17 @@ def other_sizes(sizes: Mapping[str, int], signature: Signature) -> list[dict[str
     """Shapes to check at, best first: all dynamic dimensions changed, only the batch changed, nothing changed.
 
     The batch grows by one; others are halved, which stays within a model's largest length and often keeps a picture
-    divisible.
+    divisible. First they are all made different, so that mixed-up dimensions show; then equal ones stay equal.
     """
-    batches = {
-        str(spec.shape[spec.batch_axis]) for spec in signature.inputs if spec.shape and spec.batch_axis is not None
-    }
+    axes = [(spec.shape, spec.batch_axis) for spec in signature.inputs]
+    batches = {str(shape[axis]) for shape, axis in axes if shape is not None and axis is not None}
     grown = {dim: max(2, size) + 1 if dim in batches else size for dim, size in sizes.items()}
     halved = {dim: size if dim in batches else (size // 2 if size >= 4 else size + 1) for dim, size in grown.items()}
-    return [halved, *([grown] if grown != halved else []), *([dict(sizes)] if sizes else [])]
+    distinct: dict[str, int] = {}
+    for dim, size in halved.items():
+        distinct[dim] = next(each for each in range(size, size + len(halved) + 1) if each not in distinct.values())
+    wanted = [distinct, halved, grown, dict(sizes)]
+    return [each for index, each in enumerate(wanted) if each not in wanted[:index]]
 
 
 def compare(wanted: Arrays, found: Arrays, shape: str) -> float:

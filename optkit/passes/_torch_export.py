@@ -216,7 +216,7 @@ def _name_dims(proto: ModelProto, signature: Signature) -> list[str]:
 
 
 def relax_outputs(proto: ModelProto, found: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:
-    """Make output dimensions dynamic that the exporter noted as fixed, and that a run showed to vary.
+    """Name the outputs' dimensions by what a run showed, where the exporter had them fixed or made up a name.
 
     Args:
         proto: the export; changed in place.
@@ -230,8 +230,10 @@ def relax_outputs(proto: ModelProto, found: Mapping[str, Sequence[int]], sizes: 
     for value in proto.graph.output:
         dims = value.type.tensor_type.shape.dim
         for axis, (dim, size) in enumerate(zip(dims, found[value.name], strict=False)):
-            if not dim.dim_param and dim.HasField("dim_value") and dim.dim_value != size:
-                named = [name for name, each in sizes.items() if each == size]
+            named = [name for name, each in sizes.items() if each == size]
+            wrong = dim.HasField("dim_value") and dim.dim_value != size
+            foreign = bool(dim.dim_param) and not sizes.keys() & set(re.findall(r"\w+", dim.dim_param))
+            if wrong or (foreign and len(named) == 1):
                 dim.dim_param = named[0] if len(named) == 1 else f"{value.name}_dim{axis}"
                 changed = True
     return changed

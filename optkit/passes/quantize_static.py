@@ -75,6 +75,8 @@ class QuantizeStatic(Pass):
         ranges = measure_ranges(prepared, chosen.tensors(proto.graph), ctx, data, self._range)
         made, changes, told = self._quantize(proto, chosen, ranges, ctx)
         prepared.path.unlink()
+        if not changes:
+            return Outcome(model, 0, skipped=chosen.skipped, notes=[*notes, _nothing(proto, chosen.ops)])
         path = ctx.workdir / "model.onnx"
         save_onnx(made, path)
         result = model.derive(path, "onnx", self.sentence())

@@ -167,6 +167,18 @@ def test_a_size_that_is_code(pt2, tmp_path):
     refused(edit(pt2, tmp_path / "evil.pt2", in_json("models/model.json", change)), marker, "exec(")
 
 
+@pytest.mark.parametrize("name", ["metadata", "as_string", "target"])
+def test_a_size_that_is_code_in_a_tensor_with_a_misleading_name(pt2, tmp_path, name):
+    marker = tmp_path / "marker"
+
+    def change(document):
+        values = document["graph_module"]["graph"]["tensor_values"]
+        values[name] = json.loads(json.dumps(values["x"]))
+        values[name]["sizes"][0]["as_expr"]["expr_str"] = f"exec(\"import os; os.system('touch {marker}')\")"
+
+    refused(edit(pt2, tmp_path / "evil.pt2", in_json("models/model.json", change)), marker, "exec(")
+
+
 def test_a_size_that_is_code_does_run_when_trusted(pt2, tmp_path):
     """The danger is real: the same archive, trusted, leaves its mark. If this fails, torch has become safer."""
     marker = tmp_path / "marker"

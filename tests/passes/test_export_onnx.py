@@ -224,6 +224,14 @@ def test_plans_that_cannot_work():
     assert ExportOnnx.title() == "Export a torch model to ONNX."
 
 
+def test_names_that_the_exporter_made_up():
+    graph = onnx.parser.parse_graph("g (float[batch,seq] x) => (float[Relu_0,4,seq,made] y) { y = Relu(x) }")
+    proto = onnx.helper.make_model(graph)
+    assert _torch_export.relax_outputs(proto, {"y": (3, 5, 8, 7)}, {"batch": 3, "seq": 8})
+    assert [d.dim_param for d in proto.graph.output[0].type.tensor_type.shape.dim] == ["batch", "y_dim1", "seq", "made"]
+    assert not _torch_export.relax_outputs(proto, {"y": (3, 5, 8, 7)}, {"batch": 3, "seq": 8})
+
+
 def test_unknown_inputs(tmp_path):
     model = pickled(Heads(), tmp_path, "")
     with pytest.raises(PassError, match=r"inputs of model\.pt are not known") as caught:
@@ -239,6 +247,8 @@ def test_other_shapes_and_resizing():
         {"batch": 3, "seq": 8},
         {"batch": 2, "seq": 8},
     ]
+    assert other_sizes({"batch": 2, "seq": 16, "other": 16}, signature)[0] == {"batch": 3, "seq": 8, "other": 9}
+    assert other_sizes({}, signature) == [{}]
     made = resized(inputs, signature, {"batch": 3, "seq": 2})
     assert made["x"].tolist() == [[0, 1], [3, 4], [0, 1]] and made["c"].tolist() == [0, 1, 2]
 

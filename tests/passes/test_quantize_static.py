@@ -227,3 +227,10 @@ def test_percentile_of_rectified_values_starts_at_zero():
     found = Percentile(99.9)
     found.update(np.maximum(normal(10_000), 0))
     assert found.bounds()[0] == 0.0
+
+
+def test_a_choice_without_effect_gives_the_model_back():
+    model = open_any(onnx_model("g (int64[n] x) => (int64[n] y) { y = Add(x, x) }"))
+    outcome = run_pass(QuantizeStatic(ops=("Add",)), model, data={"calibration": {"x": np.arange(40)}})
+    assert (outcome.changed, outcome.model) == (0, model)
+    assert outcome.notes == ["nothing to quantize among Add; the model has 1 Add"]

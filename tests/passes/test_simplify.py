@@ -160,3 +160,15 @@ def test_onnxslim_failing_is_told_and_survived(monkeypatch: pytest.MonkeyPatch):
     outcome = run_pass(Simplify(), onnx_model(CNN, WEIGHTS))
     assert outcome.notes == ["onnxslim failed (KeyError: 'shape'); only onnx-ir's clean-ups were done"]
     assert ops_of(outcome.model) == {"Conv": 1, "BatchNormalization": 1, "Relu": 1, "Neg": 1}
+
+
+def test_onnxruntime_is_imported_without_telemetry():
+    import subprocess
+    import sys
+
+    script = (
+        "import os, sys; import optkit.passes.simplify; assert 'onnxruntime' not in sys.modules;"
+        "import optkit.passes._ir; print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1", "False"]

@@ -109,7 +109,7 @@ def _keep_flattening_apart(model: ir.Model) -> None:
     for node in list(model.graph):
         heads, rows = (node.inputs[0], node.outputs[0]) if node.op_type == "Reshape" else (None, None)
         source = heads.producer() if heads is not None else None
-        if source is None or source.op_type != "Transpose" or rows is None or rows.shape is None:
+        if heads is None or source is None or source.op_type != "Transpose" or rows is None or rows.shape is None:
             continue
         if heads.shape is not None and len(heads.shape) == 4 and len(rows.shape) == 2:
             shape = ir.val(f"{rows.name}_joined_shape", const_value=ir.tensor(np.array([0, 0, -1], np.int64)))

@@ -58,7 +58,8 @@ def auto_ops(graph: GraphProto) -> tuple[str, ...]:
     attention = kinds & _SEQUENCE_OPS or any(
         node.op_type == "MatMul" and not held & set(node.input) for node in graph.node
     )
-    return CONVOLUTIONAL if "Conv" in kinds and not attention else LINEAR
+    convolutional = any(node.op_type == "Conv" for node in graph.node)
+    return CONVOLUTIONAL if convolutional and not attention else LINEAR
 
 
 def select(graph: GraphProto, ops: tuple[str, ...], exclude: Sequence[str]) -> Selection:

@@ -101,8 +101,8 @@ def measure_ranges(
     inner = [name for name in tensors if name not in inputs]
     for done, arrays in enumerate(_runs(model, inner, ctx, data), start=1):
         for name in tensors:
-            values = np.asarray(arrays[name])
-            if values.dtype == np.float32 and values.size:
+            if arrays[name].dtype == np.float32 and arrays[name].size:
+                values = arrays[name].astype(np.float32, copy=False)
                 _check_finite(name, values)
                 ranges.setdefault(name, make()).update(values)
         ctx.progress(done, max(done, math.ceil(data.count / data.batch)))

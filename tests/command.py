@@ -1,0 +1,120 @@
+"""``call``: the real command line in this process; ``start`` and ``finish``: in a process of its own. And what to feed it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+
+from tests.helpers import normal, onnx_model
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "sample_models"
+MLP = "mlp (float[batch,8] x) => (float[batch,4] logits) { h = MatMul(x, w0) r = Relu(h) logits = MatMul(r, w1) }"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the person at the terminal gets."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON envelope on stdout."""
+        return json.loads(self.out)
+
+
+def call(*argv: object) -> Answer:
+    """``optkit ARGV...`` through the entry point of the console script."""
+    from optkit.cli.app import main
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.object(sys, "argv", ["optkit", *map(str, argv)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def start(*argv: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """The same in a process (and process group) of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from optkit.cli.app import main; main()", *map(str, argv)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 60) -> Answer:
+    """Wait for it."""
+    out, err = process.communicate(timeout=timeout)
+    return Answer(process.returncode, out, err)
+
+
+def write_mlp(path: Path, *, seed: int = 0, text: str = MLP) -> Path:
+    """A small ONNX model with an input ``x`` [batch,8] and the output ``logits`` [batch,4]."""
+    model = onnx_model(text, {"w0": normal(8, 16, seed=seed), "w1": normal(16, 4, seed=seed + 1)})
+    onnx.save(model, path)
+    return path
+
+
+def write_data(path: Path, **arrays: np.ndarray[Any, Any]) -> Path:
+    """An .npz file; without arrays, 24 samples that ``write_mlp``'s model takes."""
+    np.savez(path, **(arrays or {"x": normal(24, 8, seed=9)}))
+    return path
+
+
+def write_recipe(path: Path, *passes: str, more: str = "") -> Path:
+    """A recipe with these passes (default: quantize-dynamic)."""
+    entries = "\n".join(f"  - {entry}" for entry in passes or ("quantize-dynamic",))
+    path.write_text(f"version: 1\nname: small\npasses:\n{entries}\n{more}")
+    return path
+
+
+def beside(out: Path) -> list[str]:
+    """Everything that begins like the output or hides beside it: staging folders, leftovers, the output itself."""
+    return sorted(path.name for path in out.parent.iterdir() if out.name.split(".")[0] in path.name.lstrip("."))
+
+
+@contextlib.contextmanager
+def plugins(**passes: type) -> Iterator[None]:
+    """Third-party passes by name, without installing a package."""
+    from optkit.passes import _registry
+
+    class Point:
+        def __init__(self, found: type) -> None:
+            self.found, self.value = found, f"{found.__module__}:{found.__qualname__}"
+
+        def load(self) -> type:
+            return self.found
+
+    points = {found.name(): Point(found) for found in passes.values()}
+    with mock.patch.object(_registry, "_third_party", lambda: points):
+        yield
