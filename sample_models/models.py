@@ -74,7 +74,8 @@ class SelfAttention(nn.Module):
 
     def split_heads(self, values: Tensor) -> Tensor:
         """[batch, seq, hidden] -> [batch, heads, seq, hidden / heads]."""
-        return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, seq, hidden = values.shape
+        return values.reshape(batch, seq, self.heads, hidden // self.heads).transpose(1, 2)
 
     def forward(self, states: Tensor, keep: Tensor) -> Tensor:
         """States float32[batch, seq, hidden], keep bool[batch, 1, 1, seq] -> states of the same shape."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from optkit import __version__
 from optkit.cli import cache, passes, recipe
 from optkit.cli.check import check
 from optkit.cli.doctor import doctor
-from optkit.cli.door import usage_failure
+from optkit.cli.door import Ended, exit_code, silence, tell, usage_failure
 from optkit.cli.inspect import inspect
 from optkit.cli.optimize import optimize
 from optkit.cli.run import run
@@ -54,11 +53,14 @@ app.add_typer(cache.app, name="cache")
 def main() -> None:
     """Entry point of the console script: run the verb, leave with an honest exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="optkit")
         sys.stdout.flush()
     except typer.TyperException as error:
         code = usage_failure(error, sys.argv)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         code = 0
+    except (Exception, Ended) as error:  # noqa: BLE001  a bug outside a verb's work, as in printing its result
+        code = exit_code(error)
+        tell(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -58,4 +58,5 @@ def check(
         return verdict_markdown(verdict, original.name, result.name)
 
     suite = f"optkit check {result.name}"
-    answer("check", json, work, show, on_end=report_writer(suite, junit, markdown, words))
+    writer = report_writer(suite, junit, markdown, words)
+    answer("check", json, work, show, show_missed=show, on_end=writer)

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import typer
 
@@ -20,12 +20,17 @@ from optkit.errors import Interrupted, OptkitError, Terminated
 T = TypeVar("T")
 
 
+class Ended(BaseException):
+    """SIGTERM came; no ``except Exception`` of a library on the way may swallow it."""
+
+
 def answer(
     verb: str,
     as_json: bool,
     work: Callable[[], T],
     show: Callable[[T], None],
     *,
+    show_missed: Callable[[Any], None] | None = None,
     on_end: Callable[[T | None, BaseException | None], None] | None = None,
 ) -> None:
     """Do the work, then print its result for people or as JSON; on failure the error, and leave with its exit code.
@@ -35,47 +40,55 @@ def answer(
         as_json: print the envelope instead of calling ``show``.
         work: the verb's one call.
         show: prints the result for people.
+        show_missed: prints the facts that come with a missed limit.
         on_end: writes report files, from the result or the error; called in both cases.
     """
-    _listen_to_sigterm()
-    result: T | None = None
-    failure: BaseException | None = None
-    try:
-        result = work()
-        if on_end is not None:
-            on_end(result, None)
-    except KeyboardInterrupt:
-        failure = Interrupted("Interrupted.", fix="finished steps are in the cache; run it again to go on")
-    except OptkitError as error:
-        failure = error
-    except MemoryError as error:
-        failure = OptkitError("Out of memory.", expected="more free memory", fix="close other programs")
-        failure.__cause__ = error
-    except Exception as error:  # noqa: BLE001  the door: everything else is a bug, told as one
-        failure = error
-    if failure is not None:
-        _fail(verb, as_json, failure, on_end)
-    if as_json:
-        _print_json(verb, result, None)
-    else:
-        show(result)  # type: ignore[arg-type]
-
-
-def _fail(
-    verb: str,
-    as_json: bool,
-    failure: BaseException,
-    on_end: Callable[[T | None, BaseException | None], None] | None,
-) -> None:
+    signal.signal(signal.SIGTERM, _end)
+    result, failure = _attempt(work)
     if on_end is not None:
-        try:
-            on_end(None, failure)
-        except OptkitError as second:
-            print_error(second)
-    if as_json:
-        _print_json(verb, getattr(failure, "facts", None), failure)
-    tell(failure)
-    raise typer.Exit(getattr(failure, "exit_code", 1))
+        _, problem = _attempt(lambda: on_end(result, failure))
+        if failure is not None and problem is not None:
+            tell(problem)
+        failure = failure or problem
+    facts = getattr(failure, "facts", None)
+    try:
+        if as_json:
+            _print_json(verb, facts if result is None else result, failure)
+        elif failure is None:
+            show(result)  # type: ignore[arg-type]
+        elif facts is not None and show_missed is not None:
+            show_missed(facts)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence()
+    if failure is not None:
+        tell(failure)
+        raise typer.Exit(exit_code(failure))
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """What ``work`` gives, or why it gave nothing."""
+    again = "finished steps are in the cache; run it again to go on"
+    try:
+        return work(), None
+    except KeyboardInterrupt:
+        return None, Interrupted("Interrupted.", fix=again)
+    except Ended:
+        return None, Terminated("Terminated.", fix=again)
+    except MemoryError:
+        return None, OptkitError("Out of memory.", expected="more free memory", fix="close other programs")
+    except Exception as error:  # noqa: BLE001  the door: what is no OptkitError is a bug, told as one
+        return None, error
+
+
+def exit_code(failure: BaseException) -> int:
+    """The error's own; 1 for a bug."""
+    return failure.exit_code if isinstance(failure, OptkitError) else 143 if isinstance(failure, Ended) else 1
+
+
+def silence() -> None:
+    """Nobody reads stdout any more: what is still to come goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(failure: BaseException) -> None:
@@ -127,7 +140,8 @@ def usage_failure(error: typer.TyperException, argv: list[str]) -> int:
         from optkit.report.json import dump, envelope
 
         wrong = UsageError(message, fix=f"see: {context.command_path} --help")
-        typer.echo(dump(envelope(context.info_name or "optkit", None, wrong)))
+        verb = context.command_path.partition(" ")[2] or context.command_path
+        typer.echo(dump(envelope(verb, None, wrong)))
     show = getattr(error, "format_message", None)
     red = typer.style("error:", fg="red", bold=True)
     hint = f"\nFix: see {context.command_path} --help" if context is not None else ""
@@ -135,8 +149,5 @@ def usage_failure(error: typer.TyperException, argv: list[str]) -> int:
     return int(getattr(error, "exit_code", 2))
 
 
-def _listen_to_sigterm() -> None:
-    def terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of signal handlers
-        raise Terminated("Terminated.", fix="finished steps are in the cache; run it again to go on")
-
-    signal.signal(signal.SIGTERM, terminate)
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of signal handlers
+    raise Ended

@@ -15,11 +15,11 @@ def run(
     model: Annotated[Path, typer.Argument(help="A bundle, or any model file.")],
     inputs: Annotated[
         Path | None,
-        typer.Option("--input", "-i", help="npz, image, folder, text or table. [default: its evaluation data]"),
+        typer.Option("--input", "-i", help="npz, image, folder, text or table (default: its evaluation data)."),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the outputs by name to FILE.npz.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with this original; exit 4 on a miss.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples per batch. [default: 8]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples per batch (default: 8).")] = None,
     provider: shared.Provider = None,
     threads: shared.Threads = None,
     factory: shared.Factory = None,
@@ -68,4 +68,9 @@ def run(
         if ran.verdict is not None:
             show_verdict(ran.verdict)
 
-    answer("run", json, work, show)
+    def show_missed(verdict: Any) -> None:
+        from optkit.cli.render import show_verdict
+
+        show_verdict(verdict)
+
+    answer("run", json, work, show, show_missed=show_missed)

@@ -76,15 +76,18 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_error(error: OSError, path: Path) -> OutputError:
+def disk_full(error: OSError) -> bool:
+    """Whether the disk, and not who wrote to it, is to blame."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_error(error: OSError, path: Path, *, fix: str = "choose another path with -o") -> OutputError:
     """An operating system's complaint about writing to ``path`` as a sentence."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = disk_full(error)
     return OutputError(
         f"{path} cannot be written: {error.strerror or error}.",
         expected="free space on that disk" if full else "a place you may write to",
-        fix="free some space, or choose another disk with -o (and OPTKIT_CACHE for the cache)"
-        if full
-        else "choose another path with -o",
+        fix="free some space, or choose another disk with -o (and OPTKIT_CACHE for the cache)" if full else fix,
     )
 
 

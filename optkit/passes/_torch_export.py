@@ -6,6 +6,7 @@ import logging
 import re
 import tempfile
 import warnings
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,12 +113,17 @@ def export_torchscript(source: Source, opset: int | None, folder: Path) -> Model
 
     names = source.names()
     scripted = isinstance(source.module, torch.jit.ScriptModule)
-    module = source.module if scripted else _flat_module(source.module, names).eval()
     tensors = tuple(source.inputs[name] for name in names)
     with torch.inference_mode():
-        outputs = list(name_outputs(source.module(*source.call()[0], **source.call()[1])))
-    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory(dir=folder) as place:
+        found = source.module(*source.call()[0], **source.call()[1])
+    outputs = list(name_outputs(found))
+    module = source.module
+    if not scripted or isinstance(found, Mapping):
+        module = _flat_module(source.module, names).eval()
+    with _quiet(), torch.no_grad(), warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / "model.onnx"
+        if scripted and module is not source.module:  # the exporter knows no dicts, tracing sees through them
+            module = torch.jit.trace(module, tensors, check_trace=False)
         torch.onnx.export(
             module,
             tensors,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,12 +18,15 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from optkit.errors import UsageError
-from optkit.model.bundle import write_error
+from optkit.errors import OptkitError, OutputError, UsageError
+from optkit.model.bundle import disk_full, write_error
 from optkit.model.digest import sha256_files
 
 DEFAULT_CAP = 20 * 10**9
 """Bytes; ``OPTKIT_CACHE_SIZE`` overrides, in GB."""
+
+FULL_BYTES = 2**16
+"""A failure with less free space than this is the disk's."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Cache:
         root = os.environ.get("OPTKIT_CACHE")
         size = os.environ.get("OPTKIT_CACHE_SIZE")
         try:
-            cap = int(float(size) * 10**9) if size else DEFAULT_CAP
-        except ValueError as error:
+            cap = abs(int(float(size) * 10**9)) if size else DEFAULT_CAP
+        except (ValueError, OverflowError) as error:
             raise UsageError(
                 f"OPTKIT_CACHE_SIZE={size} is no number.", expected="gigabytes, like 20", fix="set or unset it"
             ) from error
@@ -73,7 +77,7 @@ class Cache:
             lock = FileLock(folder / f"{key[:40]}.lock")
             lock.acquire()
         except OSError as error:
-            raise write_error(error, self.root) from error
+            raise self._unwritable(error) from error
         try:
             yield
         finally:
@@ -81,18 +85,32 @@ class Cache:
 
     @contextlib.contextmanager
     def workdir(self) -> Iterator[Path]:
-        """A fresh folder on the cache's filesystem; gone afterwards, whatever happens."""
+        """A fresh folder on the cache's filesystem; gone afterwards, whatever happens.
+
+        Raises:
+            OutputError: it cannot be made, or whoever worked in it found the disk full.
+        """
         base = self.root / "work"
         try:
             base.mkdir(parents=True, exist_ok=True)
             self._sweep(base)
             folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base))
         except OSError as error:
-            raise write_error(error, self.root) from error
+            raise self._unwritable(error) from error
         try:
             yield folder
+        except Exception as error:  # libraries tell a full disk in their own words
+            if self._is_full(error):
+                raise self._unwritable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_full(self, error: Exception) -> bool:
+        if isinstance(error, OSError) and disk_full(error):
+            return True
+        of_libraries = not isinstance(error, OptkitError) or isinstance(error.__cause__, Exception)
+        return of_libraries and shutil.disk_usage(self.root).free < FULL_BYTES
 
     def get(self, key: str) -> Path | None:
         """The verified folder of a key, or None. A damaged entry is removed."""
@@ -100,12 +118,13 @@ class Cache:
         try:
             entry = json.loads((folder / "entry.json").read_text())
             whole = all(sha256_files([folder / name]) == digest for name, digest in entry["digests"].items())
-        except (OSError, ValueError, KeyError):
+            if whole:
+                os.utime(folder / "entry.json")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        os.utime(folder / "entry.json")
         return folder
 
     def put(self, key: str, made: Path, what: str) -> Path:
@@ -117,17 +136,19 @@ class Cache:
             (made / "entry.json").write_text(json.dumps({"what": what, "size": size, "digests": digests}))
             folder = self._folder(key)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
+            self._replace(made, folder)
         except OSError as error:
-            raise write_error(error, self.root) from error
+            raise self._unwritable(error) from error
         self._evict(keep=key)
         return folder
 
     def get_facts(self, key: str) -> Any:
-        """The plain data put under a key, or None."""
+        """The plain data put under a key, or None (also where another process removes them this very moment)."""
         folder = self.get(key)
-        return None if folder is None else json.loads((folder / "facts.json").read_text())
+        try:
+            return None if folder is None else json.loads((folder / "facts.json").read_text())
+        except FileNotFoundError:
+            return None
 
     def put_facts(self, key: str, facts: Any, what: str) -> None:
         """Keep plain data under a key."""
@@ -152,6 +173,21 @@ class Cache:
         for entry in gone:
             shutil.rmtree(self._folder(entry.key), ignore_errors=True)
         return gone
+
+    def _replace(self, made: Path, folder: Path) -> None:
+        """Rename onto ``folder``, which another process may fill at the same moment: the later one wins."""
+        while True:
+            try:
+                made.rename(folder)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            with self.workdir() as aside, contextlib.suppress(FileNotFoundError):
+                folder.rename(aside / "old")
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return write_error(error, self.root, fix="choose another place for the cache: export OPTKIT_CACHE=FOLDER")
 
     def _folder(self, key: str) -> Path:
         return self.root / "entries" / key[:2] / key

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from optkit.bench.ratio import Candidate, Timed, compare_latency
 from optkit.data.dataset import Arrays, Dataset
 from optkit.errors import PassError
@@ -39,6 +37,8 @@ class StepContext:
     workdir: Path
     step: str
     watch: Progress = silent
+    reads: frozenset[str] | None = None
+    """Splits the pass declared (``uses_data``), whose digests are in its cache key; None = any."""
 
     @property
     def original(self) -> Model:
@@ -56,8 +56,18 @@ class StepContext:
         return self.job.seed
 
     def batches(self, split: str) -> Dataset:
-        """The samples of a split; ``sample`` is one small batch of whatever data there are."""
-        return sample_of(self.job) if split == "sample" else self.job.split(split)
+        """The samples of a split; ``sample`` is one small batch of whatever data there are.
+
+        Raises:
+            PassError: the pass reads what it did not declare, so that its cached result would outlive the data.
+        """
+        if self.reads is not None and split not in self.reads:
+            raise PassError(
+                f"The pass '{self.step}' reads the split '{split}' without having declared it.",
+                expected=f"'{split}' in its uses_data",
+                fix="report this to the author of the pass",
+            )
+        return self.job.split(split)
 
     def run(self, model: Model, batches: Dataset, outputs: Sequence[str] | None = None) -> Iterator[Arrays]:
         """Outputs by name, batch by batch; ``outputs`` may name inner tensors of an ONNX model."""
@@ -82,17 +92,11 @@ class StepContext:
 
     def judge(self, model: Model) -> Verdict:
         """Compare with the original on the search split only."""
-        return judge_on(self.job, model, self.job.split("search"))
+        return judge_on(self.job, model, self.batches("search"))
 
     def progress(self, done: int, total: int) -> None:
         """Tell whoever watches how far this pass is."""
         self.watch(self.step, done, total)
-
-
-def sample_of(job: Job) -> Dataset:
-    """At most two samples, real ones where there are any."""
-    dataset = job.splits.get("search") or job.splits["evaluation"]
-    return dataset.subset(np.arange(min(2, dataset.count)), "sample")
 
 
 def judge_on(

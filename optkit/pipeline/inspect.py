@@ -135,7 +135,7 @@ def _nothing(ops: set[str], summary: Summary) -> str:
     if narrow:
         return f"quantized already: {' and '.join(_narrow(layer) for layer in narrow)}"
     if not summary.layers:
-        return "nothing is known about its weights"
+        return "it has no weights of rank 2 or more"
     return f"no weights of {' or '.join(sorted(ops))}"
 
 

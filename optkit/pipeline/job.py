@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from optkit.data.dataset import Dataset
 from optkit.errors import DataError
 from optkit.evaluate.judge import OutputOptions
@@ -39,11 +41,14 @@ class Job:
     seed: int = 0
 
     def split(self, name: str) -> Dataset:
-        """The dataset of a split.
+        """The dataset of a split; ``sample`` is at most two samples, real ones where there are any.
 
         Raises:
             DataError: there is none, or calibration on synthetic data was not allowed.
         """
+        if name == "sample":
+            dataset = self.splits.get("search") or self.splits["evaluation"]
+            return dataset.subset(np.arange(min(2, dataset.count)), "sample")
         if name not in self.splits:
             raise DataError(
                 f"There are no {name} data.",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from optkit import __version__
 from optkit.errors import OptkitError, PassError
+from optkit.model.bundle import disk_full, write_error
 from optkit.model.digest import model_files, sha256_files
 from optkit.model.model import Model
 from optkit.model.signature import Signature, TensorSpec
@@ -68,15 +71,16 @@ def _unpack(facts: Mapping[str, Any], folder: Path, before: Model, pass_: Pass) 
 
 
 def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Progress) -> Path:
-    stamp = _stamp(before)
+    files = model_files(before)
+    stamp = _stamp(files)
     with job.cache.workdir() as work:
         made = work / "made"
         made.mkdir()
         started = time.perf_counter()
         with watched_memory() as peak:
-            outcome = _call(pass_, before, StepContext(job, made, label, watch))
+            outcome = _call(pass_, before, StepContext(job, made, label, watch, _reads(pass_, before)))
         seconds = time.perf_counter() - started
-        if _stamp(before) != stamp:
+        if _stamp(files) != stamp:
             raise PassError(
                 f"The pass '{label}' changed its input {before.path}.",
                 expected="an input that is only read",
@@ -104,15 +108,30 @@ def _pack(outcome: Outcome, before: Model, made: Path) -> dict[str, Any]:
 
 def _call(pass_: Pass, before: Model, context: StepContext) -> Outcome:
     try:
-        return pass_(before, context)
-    except (OptkitError, OSError):
+        outcome: object = pass_(before, context)
+    except OptkitError:
         raise
-    except Exception as error:  # the libraries below a pass raise anything; the user needs the pass's name
+    except (Exception, SystemExit) as error:  # the libraries below a pass raise anything; the user needs its name
+        if isinstance(error, OSError) and disk_full(error):
+            raise write_error(error, context.workdir) from error
+        text = next(iter(str(error).strip().splitlines()), "no message")
         raise PassError(
-            f"The pass '{context.step}' failed: {type(error).__name__}: {str(error).strip().splitlines()[:1]}",
+            f"The pass '{context.step}' failed: {type(error).__name__}: {text}",
             expected="a model this pass can handle",
             fix="leave the pass out, or report it with the model's structure (optkit inspect)",
         ) from error
+    if isinstance(outcome, Outcome):
+        return outcome
+    raise PassError(
+        f"The pass '{context.step}' gave back a {type(outcome).__name__}.",
+        expected="an Outcome",
+        fix="report this to the author of the pass",
+    )
+
+
+def _reads(pass_: Pass, before: Model) -> frozenset[str]:
+    """The splits whose digests are in the step's key; exports and other torch passes may look at a sample."""
+    return frozenset(pass_.uses_data) | ({"sample"} if before.form == "torch" else set())
 
 
 def step_key(job: Job, pass_: Pass, before: Model) -> str:
@@ -120,15 +139,19 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
     facts: dict[str, Any] = {
         "optkit": __version__,
         "model": before.digest,
+        "session": dict(before.session),
+        "original": job.original.digest,
         "pass": pass_.name(),
         "config": pass_.model_dump(mode="json"),
         "source": _source_digest(type(pass_)),
         "versions": library_versions(*_LIBRARIES, *pass_.needs),
         "seed": job.seed,
-        "data": {split: job.split(split).digest for split in pass_.uses_data},
+        "data": {split: job.split(split).digest for split in sorted(_reads(pass_, before))},
     }
     if before.form == "torch":
         facts["signature"] = before.signature
+    if "search" in pass_.uses_data:
+        facts["judged"] = (job.limits, job.metric, job.outputs, job.exact)
     if pass_.uses_target:
         facts["target"] = (job.target.provider, _machine_features())
     return key_of(facts)
@@ -141,12 +164,30 @@ def _machine_features() -> tuple[str, ...]:
 
 
 def _source_digest(cls: type[Pass]) -> str:
-    """Over the pass's own file and the shared working parts, so that an edited pass is never served from the cache."""
-    source = inspect.getsourcefile(cls)
-    shared = list(Path(_registry.__file__).parent.rglob("_*.py"))
-    shared += [file for folder in Path(_registry.__file__).parent.glob("_*/") for file in folder.rglob("*.py")]
-    return sha256_files(sorted({*shared, *([Path(source)] if source else [])}))
+    """Over the pass's file, those of its bases, and the ``_`` helpers beside each and of optkit's own passes.
+
+    So an edited pass is never served from the cache, nor is one without a file (typed into a notebook).
+    """
+    files = set(_helpers(Path(_registry.__file__).parent))
+    for base in cls.__mro__[: cls.__mro__.index(Pass)]:
+        try:
+            source = inspect.getsourcefile(base)
+        except (TypeError, OSError):
+            source = None
+        if source is None or not Path(source).is_file():
+            return _TOKENS.setdefault(cls, uuid.uuid4().hex)
+        files |= {Path(source), *_helpers(Path(source).parent)}
+    return sha256_files(sorted(files))
 
 
-def _stamp(model: Model) -> tuple[tuple[str, int, int], ...]:
-    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in model_files(model))
+def _helpers(folder: Path) -> list[Path]:
+    return [*folder.glob("_*.py"), *(file for inner in folder.glob("_*/") for file in inner.rglob("*.py"))]
+
+
+_TOKENS: WeakKeyDictionary[type[Pass], str] = WeakKeyDictionary()
+"""Stands for the source of classes that have none; new in every process."""
+
+
+def _stamp(files: Sequence[Path]) -> list[tuple[int, int] | None]:
+    """Size and time of each file, None where it is gone."""
+    return [(file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None for file in files]

@@ -84,7 +84,7 @@ def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
         environment=environment(job.target),
         output=None if plan.output is None else str(plan.output),
     )
-    stop_on_miss(manifest.verdict, manifest, records)
+    stop_on_miss(manifest.verdict, manifest.model_copy(update={"output": None}), records)
     if plan.output is not None:
         publish(manifest, result, plan.output, force=force)
     return manifest
@@ -93,18 +93,18 @@ def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
 def final_verdict(job: Job, result: Model, allowed: frozenset[str]) -> Verdict:
     """Original against result on the evaluation split; from the cache where nothing changed."""
     dataset = job.splits["evaluation"]
-    facts: dict[str, Any] = {"what": "verdict", "original": job.original.digest, "result": result.digest}
+    facts: dict[str, Any] = {"what": "judged", "original": job.original.digest, "result": result.digest}
     facts |= {"data": dataset.digest, "outputs": str(job.outputs), "metric": str(job.metric), "exact": job.exact}
     facts |= {"limits": job.limits.model_dump(mode="json"), "session": result.session, **job.runtime_facts()}
     facts |= {"fit": job.splits["fit"].digest if "fit" in job.splits else None}
     key = key_of(facts)
     known = None if job.metric_code and ":" in str(job.metric) else job.cache.get_facts(key)
     if known is not None:
-        return Verdict.model_validate_json(known)
+        return Verdict.model_validate(known)
     dropped = _dropped(job, result) if "outputs" in allowed else ()
     child = needs_child(result) or needs_child(job.original)
     verdict = isolated(child, judge_on, job, result, dataset, dropped, allowed)
-    job.cache.put_facts(key, verdict.model_dump_json(), "verdict")
+    job.cache.put_facts(key, verdict.model_dump(), "verdict")
     return verdict
 
 
@@ -163,7 +163,7 @@ def stop_on_miss(verdict: Verdict, facts: Any, records: Sequence[StepRecord] = (
 
 def _missed(limit: LimitResult) -> str:
     where = f" of {limit.where}" if limit.where else ""
-    value = "" if limit.measured is None else f" is {limit.measured:.4g}"
+    value = "" if limit.measured is None else f" is {limit.measured:.6g}"
     return f"{limit.name}{where}{value} (limit {limit.limit})"
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from optkit import __version__
-from optkit.errors import PassError
+from optkit.errors import GivenError, PassError
 from optkit.model.manifest import Change, Drift, Ratio, StepRecord
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
@@ -60,23 +60,39 @@ def run_step(job: Job, step: Step, before: Model, policy: Policy, earlier: Seque
         return before, _record(step, before, "skipped", reason)
     made = make(job, step.options, before, watch=policy.watch, label=step.id)
     if made.model is None:
-        reason = _why_nothing(made.facts)
-        if step.required:
-            raise PassError(
-                f"The step '{step.id}' is required but had no effect: {reason}.",
-                expected="at least one change",
-                fix="remove 'required', or the step",
-            )
-        return before, _record(step, before, "no effect", reason, made)
+        return before, _no_effect(step, before, made, _why_nothing(made.facts))
     check = _checked(job, step, before, made, earlier)
     if check.problem:
         _stop_or_go(step, before, check, policy)
         return before, _record(step, before, "rolled back", check.problem, made, check.drift)
+    if made.model.digest == before.digest and made.model.session == before.session:
+        return before, _no_effect(step, before, made, "its result is the same model, byte for byte")
     speedup = _speedup(job, step, before, made.model, policy)
     if speedup is not None and speedup.word == "slower" and step.keep == "measured":
         slower = f"measured slower: {speedup.speedup:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
         return before, _record(step, before, "rolled back", slower, made, check.drift, speedup)
     return made.model, _record(step, made.model, "changed", "", made, check.drift, speedup)
+
+
+def _no_effect(step: Step, before: Model, made: Made, reason: str) -> StepRecord:
+    """The record of a step that did nothing.
+
+    Raises:
+        PassError: something had to be done.
+    """
+    if step.required or _leads_on(step, before):
+        why = "is required but" if step.required else "cannot be left out, as the chain cannot go on without it, but"
+        raise PassError(
+            f"The step '{step.id}' {why} had no effect: {reason}.",
+            expected="at least one change",
+            fix="remove 'required', or the step" if step.required else "use another pass in its place",
+        )
+    return _record(step, before, "no effect", reason, made)
+
+
+def _leads_on(step: Step, before: Model) -> bool:
+    """Whether the steps behind this one need the form that it gives."""
+    return before.form == "torch" and step.options.forms.get("torch") != "torch"
 
 
 def skip_by_rule(step: Step, form: Form, target: Target) -> str:
@@ -113,8 +129,14 @@ def _checked(job: Job, step: Step, before: Model, made: Made, earlier: Sequence[
     """The contract's findings, from the cache where nothing they depend on changed."""
     if made.model is None:
         return Check()
+    try:
+        _ = made.model.digest
+    except GivenError as error:
+        return Check(f"its result cannot be read: {error.message.rstrip('.')}")
+    except OSError as error:
+        return Check(f"its result cannot be read: {error.strerror}: {error.filename}")
     facts: dict[str, Any] = {"what": "check", "step": made.key, "original": job.original.digest}
-    facts |= {"earlier": [pass_.sentence() for pass_ in earlier]}
+    facts |= {"earlier": [pass_.sentence() for pass_ in earlier], "session": made.model.session}
     facts |= {"before": before.digest, "data": check_split(job).digest, "outputs": str(job.outputs)}
     facts |= {"optkit": __version__, **job.runtime_facts()}
     key = key_of(facts)
@@ -140,7 +162,8 @@ def _speedup(job: Job, step: Step, before: Model, after: Model, policy: Policy) 
     from optkit.model.machine import fingerprint
 
     data = (job.splits.get("search") or job.splits["evaluation"]).digest
-    facts = {"what": "timing", "before": before.digest, "after": after.digest, "session": after.session, "data": data}
+    facts = {"what": "timing", "before": before.digest, "after": after.digest, "data": data}
+    facts |= {"session": (before.session, after.session)}
     key = key_of({**facts, "machine": fingerprint(job.target)})
     known = None if policy.remeasure else job.cache.get_facts(key)
     if known is not None:
@@ -151,7 +174,7 @@ def _speedup(job: Job, step: Step, before: Model, after: Model, policy: Policy) 
 
 
 def _stop_or_go(step: Step, before: Model, check: Check, policy: Policy) -> None:
-    needed = before.form == "torch" or step.required
+    needed = step.required or _leads_on(step, before)
     if needed or policy.strict:
         why = "without it the chain cannot go on" if needed else "--strict stops here"
         raise PassError(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from optkit.errors import OutputError, RecipeError, UsageError
 from optkit.passes._registry import find
-from optkit.recipe.recipe import FRAME_KEYS, Recipe, Step
+from optkit.recipe.blame import blame, blaming, check_ids, check_words, explain
+from optkit.recipe.recipe import Recipe, Step
 from optkit.recipe.yaml_file import Document, KeyPath, parse_value, read_yaml
 
 
@@ -76,7 +75,7 @@ def load_recipe(name_or_file: str, sets: Iterable[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: see ``find_recipe``; or a mistake inside, with its place.
-        UsageError: an override that cannot be read.
+        UsageError: an override that cannot be read, or whose value does not fit.
     """
     path = find_recipe(name_or_file)
     document = read_yaml(path)
@@ -88,10 +87,13 @@ def load_recipe(name_or_file: str, sets: Iterable[str] = ()) -> Recipe:
             file=path,
             line=1,
         )
-    if not document.data.get("passes") or not isinstance(document.data["passes"], list):
-        raise _error(document, ("passes",), "The recipe has no passes.", "passes: a list with at least one pass")
+    passes = document.data.get("passes")
+    if not passes or not isinstance(passes, list):
+        message = "The recipe has no passes." if not passes else "What stands under 'passes' is no list."
+        fix = "write each pass on a line of its own: '  - simplify'"
+        raise blame(document, ("passes",), message, "passes: a list with at least one pass", fix)
     for text in sets:
-        _apply(document.data, text, document)
+        _apply(document, text)
     return build_recipe(document, base=path.resolve().parent, name=path.stem)
 
 
@@ -100,87 +102,46 @@ def build_recipe(document: Document, *, base: Path, name: str) -> Recipe:
 
     Raises:
         RecipeError: with file, line, column and a suggestion.
+        UsageError: the same, where a ``--set`` wrote the value.
     """
     data = {"name": name, **document.data}
     steps = [_step(entry, index, document) for index, entry in enumerate(data.get("passes") or [])]
+    check_ids(steps, document)
     try:
-        return Recipe.model_validate({**data, "passes": steps}).rooted(base)
+        recipe = Recipe.model_validate({**data, "passes": steps}).rooted(base)
     except ValidationError as error:
-        raise _explain(error.errors()[0], (), Recipe, document) from error
+        raise explain(error.errors()[0], (), Recipe, document) from error
+    check_words(recipe, document)
+    return recipe
 
 
 def _step(entry: Any, index: int, document: Document) -> Step:
     path: KeyPath = ("passes", index)
-    if isinstance(entry, dict) and len(entry) == 1:
-        name, config = next(iter(entry.items()))
-    else:
-        name, config = entry, {}
+    name, config = _entry(entry)
     if not isinstance(name, str) or not isinstance(config, dict | None):
-        raise _error(
+        raise blame(
             document,
             path,
             "This step is no pass.",
             "a name ('- simplify') or a name with options ('- quantize-dynamic: {per_channel: true}')",
             "write one pass an entry, its options in braces or indented below it",
         )
-    try:
+    with blaming(document, (*path, name)):
         cls = find(name)
-    except RecipeError as error:
-        line, column = document.place((*path, name))
-        raise RecipeError(
-            error.message, expected=error.expected, fix=error.fix, file=document.file, line=line, column=column
-        ) from error
     try:
         return Step.of({name: config})
     except ValidationError as error:
-        raise _explain(error.errors()[0], (*path, name), cls, document) from error
+        raise explain(error.errors()[0], (*path, name), cls, document) from error
 
 
-def _explain(detail: ErrorDetails, prefix: KeyPath, cls: type[BaseModel], document: Document) -> RecipeError:
-    """A pydantic complaint as one sentence with its place and a suggestion."""
-    where = (*prefix, *detail["loc"])
-    key = str(detail["loc"][-1]) if detail["loc"] else ""
-    if detail["type"] == "extra_forbidden":
-        owner = _model_at(cls, detail["loc"][:-1])
-        known = [*owner.model_fields, *(FRAME_KEYS if prefix and len(detail["loc"]) == 1 else ())]
-        close = difflib.get_close_matches(key, known, n=1)
-        thing = f"The pass '{prefix[-1]}' has no option" if prefix else "There is no key"
-        return _error(
-            document,
-            where,
-            f"{thing} '{key}'.",
-            "one of " + ", ".join(known) if known else "no options",
-            f"did you mean '{close[0]}'?" if close else "remove it",
-        )
-    message = detail["msg"].removeprefix("Value error, ")
-    given = "" if detail["type"] in ("missing", "value_error") else f" (given: {detail['input']!r})"
-    name = ".".join(str(part) for part in detail["loc"])
-    return _error(document, where, f"{name or 'The recipe'}: {message}{given}.", _expected(cls, detail["loc"]), "")
+def _entry(entry: Any) -> tuple[Any, Any]:
+    """What a list entry says: a pass's name and its options."""
+    if isinstance(entry, dict) and len(entry) == 1:
+        return next(iter(entry.items()))
+    return entry, None
 
 
-def _model_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel]:
-    """The pydantic class that the keys of ``loc`` lead to."""
-    for part in loc:
-        field = cls.model_fields.get(str(part))
-        candidates = [] if field is None else [field.annotation, *typing.get_args(field.annotation)]
-        inner = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        cls = inner[0] if inner else cls
-    return cls
-
-
-def _expected(cls: type[BaseModel], loc: tuple[str | int, ...]) -> str:
-    if not loc:
-        return ""
-    field = _model_at(cls, loc[:-1]).model_fields.get(str(loc[-1]))
-    return (field.description or "").replace("\n", " ") if field else ""
-
-
-def _error(document: Document, path: KeyPath, message: str, expected: str, fix: str = "") -> RecipeError:
-    line, column = document.place(path)
-    return RecipeError(message, expected=expected, fix=fix, file=document.file, line=line, column=column)
-
-
-def _apply(data: dict[str, Any], text: str, document: Document) -> None:
+def _apply(document: Document, text: str) -> None:
     """Write one ``a.b.c=value`` override into the parsed data."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
@@ -190,32 +151,48 @@ def _apply(data: dict[str, Any], text: str, document: Document) -> None:
             expected="KEY=VALUE, like passes.quantize-dynamic.per_channel=false or limits.cosine=0.995",
             fix="write the key, an equals sign and a YAML value",
         )
+    path: KeyPath = ()
+    target = document.data
     if parts[0] == "passes":
         if len(parts) < 3:
             raise UsageError(
                 f"--set {text} names no option.", expected="passes.ID.option=value", fix="name step and option"
             )
-        target = _step_options(data, parts[1], text)
+        path, target = _step_options(document.data, parts[1], text)
         parts = parts[2:]
-    else:
-        target = data
     for part in parts[:-1]:
-        target = target.setdefault(part, {})
-        if not isinstance(target, dict):
-            raise UsageError(f"--set {text}: '{part}' is no mapping.", fix="set the whole value instead")
-    target[parts[-1]] = parse_value(value)
-    document.marks.pop(tuple(parts), None)
+        target[part] = target = _mapping(target.get(part), part, text)
+    target[parts[-1]] = _set_value(value, text)
+    document.sets[(*path, *parts)] = text
 
 
-def _step_options(data: dict[str, Any], step_id: str, text: str) -> dict[str, Any]:
+def _mapping(value: Any, part: str, text: str) -> dict[str, Any]:
+    if value is None or isinstance(value, dict):
+        return dict(value or {})
+    raise UsageError(
+        f"--set {text}: '{part}' is no mapping.", expected=f"options below '{part}'", fix="set the whole value instead"
+    )
+
+
+def _set_value(value: str, text: str) -> Any:
+    try:
+        return parse_value(value)
+    except RecipeError as error:
+        raise UsageError(
+            f"--set {text} cannot be read. {error.message}", expected="KEY=VALUE with a YAML value", fix=error.fix
+        ) from error
+
+
+def _step_options(data: dict[str, Any], step_id: str, text: str) -> tuple[KeyPath, dict[str, Any]]:
+    """Place and options of the step of that id; a bare name becomes a mapping that can be written to."""
     known = []
     for index, entry in enumerate(data["passes"]):
-        name = entry if isinstance(entry, str) else next(iter(entry))
-        options = {} if isinstance(entry, str) else dict(entry[name] or {})
+        name, config = _entry(entry)
+        options = dict(config) if isinstance(config, dict) else {}
         known.append(str(options.get("id", name)))
         if known[-1] == step_id:
             data["passes"][index] = {name: options}
-            return options
+            return ("passes", index, name), options
     close = difflib.get_close_matches(step_id, known, n=1)
     raise UsageError(
         f"--set {text}: the recipe has no step '{step_id}'.",

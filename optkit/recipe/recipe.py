@@ -57,7 +57,7 @@ class Step(_Frozen):
         name, config = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         config = dict(config or {})
         frame = {key: config.pop(key) for key in FRAME_KEYS if key in config}
-        return cls(**{"id": name, **frame}, options=find(name)(**config))
+        return cls(**{"id": name, **frame}, options=find(name).model_validate(config))
 
     def resolved(self) -> dict[str, Any]:
         """As a recipe entry with every default spelled out."""

@@ -17,7 +17,14 @@ _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-3`` as the number that YAML 1.2 says it is."""
+    """SafeLoader that reads ``1e-3`` as the number that YAML 1.2 says it is, and blames the line of an odd value."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """What looks like a date or a number and is none (``2020-13-45``) comes out of PyYAML as a bare ValueError."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
 # PyYAML keeps its resolvers in a dict of lists shared with the parent class: copy before adding.
@@ -33,6 +40,15 @@ class Document:
     file: str
     marks: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)
     """Key path -> line and column, both from 1. For mappings' values the place of their key."""
+    sets: dict[KeyPath, str] = field(default_factory=dict)
+    """Key path -> the ``--set`` text that wrote it."""
+
+    def set_by(self, path: KeyPath) -> str | None:
+        """The ``--set`` that wrote ``path``, an ancestor of it, or what alone stands below it; None = the file did."""
+        found = [text for key, text in self.sets.items() if path[: len(key)] == key]
+        if not found and path not in self.marks:
+            found = [text for key, text in self.sets.items() if key[: len(path)] == path]
+        return found[-1] if found else None
 
     def place(self, path: KeyPath) -> tuple[int | None, int | None]:
         """Line and column of the nearest ancestor of ``path`` that has a mark."""
@@ -48,13 +64,16 @@ def parse_yaml(text: str, file: str) -> Document:
     Raises:
         RecipeError: a syntax error or a duplicate key, with file, line and column.
     """
-    loader = _Loader(text)
+    marks: dict[KeyPath, tuple[int, int]] = {}
     try:
-        node = loader.get_single_node()
-        marks: dict[KeyPath, tuple[int, int]] = {}
-        if node is not None:
-            _walk(node, (), marks, file)
-        data = loader.construct_document(node) if node is not None else None
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is not None:
+                _Places(marks, file).walk(node, ())
+            data = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise RecipeError(
@@ -67,10 +86,11 @@ def parse_yaml(text: str, file: str) -> Document:
         ) from error
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"This is not valid YAML: {error}.", expected="a text file", fix="check the file", file=file
+            f"This is not valid YAML: {str(error).splitlines()[0]}.",
+            expected="a text file",
+            fix="check the path",
+            file=file,
         ) from error
-    finally:
-        loader.dispose()
     return Document(data, file, marks)
 
 
@@ -98,24 +118,50 @@ def parse_value(text: str) -> Any:
     return parse_yaml(text, "--set").data
 
 
-def _walk(node: yaml.Node, path: KeyPath, marks: dict[KeyPath, tuple[int, int]], file: str) -> None:
-    marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _walk(item, (*path, index), marks, file)
-    elif isinstance(node, yaml.MappingNode):
+class _Places:
+    """Notes where every value stands, and refuses keys that stand twice and values that contain themselves."""
+
+    def __init__(self, marks: dict[KeyPath, tuple[int, int]], file: str) -> None:
+        self._marks = marks
+        self._file = file
+        self._open: set[int] = set()
+        self._done: set[int] = set()
+
+    def walk(self, node: yaml.Node, path: KeyPath) -> None:
+        """Note ``node`` and all below it; what several aliases name is walked once."""
+        self._marks.setdefault(path, _place(node))
+        if id(node) in self._open:
+            raise self._error("This value contains itself.", "values that end somewhere", "remove the alias", node)
+        if id(node) in self._done:
+            return
+        self._open.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.walk(item, (*path, index))
+        elif isinstance(node, yaml.MappingNode):
+            self._mapping(node, path)
+        self._open.remove(id(node))
+        self._done.add(id(node))
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
         seen: dict[str, int] = {}
         for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
+            name = str(key.value)
             if name in seen:
-                raise RecipeError(
+                raise self._error(
                     f"The key '{name}' stands here a second time.",
-                    expected=f"each key once (the first one is on line {seen[name]})",
-                    fix="remove one of the two",
-                    file=file,
-                    line=line,
-                    column=key.start_mark.column + 1,
+                    f"each key once (the first one is on line {seen[name]})",
+                    "remove one of the two",
+                    key,
                 )
-            seen[name] = line
-            marks[(*path, name)] = (line, key.start_mark.column + 1)
-            _walk(value, (*path, name), marks, file)
+            seen[name] = _place(key)[0]
+            self._marks[(*path, name)] = _place(key)
+            self.walk(value, (*path, name))
+
+    def _error(self, message: str, expected: str, fix: str, node: yaml.Node) -> RecipeError:
+        line, column = _place(node)
+        return RecipeError(message, expected=expected, fix=fix, file=self._file, line=line, column=column)
+
+
+def _place(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1

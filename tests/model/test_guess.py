@@ -38,7 +38,7 @@ def signature(inputs: str, outputs: str = "") -> Signature:
 def test_by_inputs_and_outputs(inputs: str, outputs: str, what: str) -> None:
     found, why = guess(signature(inputs, outputs), {"MatMul": 3})
     assert found.startswith(what)
-    assert inputs.split("=")[0].split(".")[0] in why or "input" in why
+    assert inputs.split("=", maxsplit=1)[0].split(".", maxsplit=1)[0] in why or "input" in why
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from optkit.errors import ModelError
 from optkit.model.model import Model
-from optkit.model.summary import Summary, Weight, summarize
+from optkit.model.summary import Weight, summarize
 from tests.helpers import normal, onnx_model
 
 

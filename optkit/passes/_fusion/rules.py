@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optkit.model.target import Target
+from optkit.passes._fusion.shapes import infer_symbolic_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,6 +57,7 @@ def _fuse_families(model: ir.Model, families: Families) -> None:
 
     rewrite(model, _gemm_rules())
     common.ShapeInferencePass()(model)
+    infer_symbolic_shapes(model)
     optimize(model)
     shape_optimization.rules.apply_to_model(model)
     optimize(model)

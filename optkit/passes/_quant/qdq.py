@@ -124,7 +124,9 @@ def quantize_qdq(
         },
         **options,
     )
-    made: ModelProto = quantizer.quantize_model()
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()  # the quantizer appends its nodes at the end
+    made: ModelProto = quantizer.model.model
     del made.metadata_props[:], made.graph.value_info[:]
     made.metadata_props.extend(metadata)
     return made
