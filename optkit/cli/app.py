@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -52,6 +53,8 @@ app.add_typer(cache.app, name="cache")
 
 def main() -> None:
     """Entry point of the console script: run the verb, leave with an honest exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         code = app(standalone_mode=False, prog_name="optkit")
         sys.stdout.flush()

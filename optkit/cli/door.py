@@ -123,7 +123,7 @@ def _write_log(failure: BaseException) -> Path:
     for folder in (user_log_path("optkit"), Path(os.environ.get("TMPDIR", "/tmp"))):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
             return folder / name
         except OSError:
             continue

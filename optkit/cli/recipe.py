@@ -50,7 +50,10 @@ def show(
         from optkit.recipe.load import find_recipe, load_recipe
 
         recipe = load_recipe(name, sets or ())
-        return {"text": recipe.text() if resolved or sets else find_recipe(name).read_text(), **recipe.resolved()}
+        return {
+            "text": recipe.text() if resolved or sets else find_recipe(name).read_text(encoding="utf-8"),
+            **recipe.resolved(),
+        }
 
     answer("recipe show", json, work, lambda recipe: typer.echo(recipe["text"].rstrip()))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optkit.errors import OptkitError
+from optkit.errors import OutputError
 
 
 def report_writer(
@@ -47,10 +47,10 @@ def _junit(suite: str, facts: Any, error: BaseException | None) -> str:
 def _write(path: Path, text: str, *, append: bool = False) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if append else "w", encoding="utf-8") as file:
+        with path.open("a" if append else "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as error:
-        raise OptkitError(
+        raise OutputError(
             f"The report {path} cannot be written: {error.strerror}.",
             expected="a path you may write to",
             fix="choose another path",

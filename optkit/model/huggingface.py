@@ -147,3 +147,17 @@ def _sides(size: Any) -> tuple[int, int]:
 
 def _audio(config: dict[str, Any]) -> list[TensorSpec]:
     return [TensorSpec("input_values", "float32", ("batch", "samples"))] if "feat_extract_norm" in config else []
+
+
+def sentence_pooling(folder: Path) -> str | None:
+    """``mean`` or ``cls`` where the folder is a sentence encoder that pools so (sentence-transformers), or None.
+
+    Source: modules.json and N_Pooling/config.json, the format of sentence-transformers.
+    """
+    for file in sorted(folder.glob("*_Pooling/config.json")):
+        config = _read(file)
+        if config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean":
+            return "mean"
+        if config.get("pooling_mode_cls_token") or config.get("pooling_mode") == "cls":
+            return "cls"
+    return None

@@ -1,6 +1,6 @@
 """THE set of facts about one optimization: what was given, done, measured and decided. Plain data.
 
-Reports print it, ``--json`` shows it, the bundle keeps it. Non-finite floats become null in JSON, see ``optkit.report``.
+Reports print it, ``--json`` shows it, the bundle keeps it. Non-finite floats become null there, see ``optkit.report``.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Model:
     """The file, or the folder of a Hugging Face model."""
     form: Form
     kind: Kind
-    signature: Signature = Signature()
+    signature: Signature = field(default_factory=Signature)
     lineage: tuple[str, ...] = ()
     """One sentence per pass that made this model, oldest first."""
     assets: Assets = Assets()

@@ -16,7 +16,10 @@ BATCH_NAMES = frozenset({"batch", "batch_size", "batchsize", "n", "b", "bs", "ba
 _ENTRY = re.compile(r"\s*([\w.:/\-]+)\s*=\s*(\w+)\s*\[([^\]]*)\]\s*")
 _SHAPELESS = re.compile(r"\s*([\w.:/\-]+)\s*=\s*(\w+)\s*")
 DTYPES = frozenset(
-    "float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool string".split()
+    {
+        *("float16", "float32", "float64", "bfloat16", "bool", "string"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    }
 )
 """The dtype names a signature may use: numpy's, plus ``bfloat16`` and ``string``."""
 

@@ -6,7 +6,6 @@ import logging
 import re
 import tempfile
 import warnings
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def export_torchscript(source: Source, opset: int | None, folder: Path) -> Model
     module = source.module
     if not scripted or isinstance(found, Mapping):
         module = _flat_module(source.module, names).eval()
-    with _quiet(), torch.no_grad(), warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory(dir=folder) as place:
+    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / "model.onnx"
         if scripted and module is not source.module:  # the exporter knows no dicts, tracing sees through them
             module = torch.jit.trace(module, tensors, check_trace=False)

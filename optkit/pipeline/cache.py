@@ -24,6 +24,8 @@ from optkit.model.digest import sha256_files
 
 DEFAULT_CAP = 20 * 10**9
 """Bytes; ``OPTKIT_CACHE_SIZE`` overrides, in GB."""
+GRACE_S = 600.0
+"""Entries used in these last seconds are not evicted: a comparison may be reading them."""
 
 FULL_BYTES = 2**16
 """A failure with less free space than this is the disk's."""
@@ -84,7 +86,13 @@ class Cache:
             lock.release()
 
     @contextlib.contextmanager
-    def workdir(self) -> Iterator[Path]:
+    def running(self) -> Iterator[None]:
+        """No process evicts what is used while the block lasts, however long that is."""
+        with self.workdir("run-"):
+            yield
+
+    @contextlib.contextmanager
+    def workdir(self, kind: str = "") -> Iterator[Path]:
         """A fresh folder on the cache's filesystem; gone afterwards, whatever happens.
 
         Raises:
@@ -94,7 +102,7 @@ class Cache:
         try:
             base.mkdir(parents=True, exist_ok=True)
             self._sweep(base)
-            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base))
+            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-{kind}", dir=base))
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -193,12 +201,19 @@ class Cache:
         return self.root / "entries" / key[:2] / key
 
     def _evict(self, keep: str) -> None:
-        total = 0
+        total, held = 0, self._held_since()
         for entry in self.entries():
             total += entry.size_bytes
-            in_use = time.time() - entry.used < 600
-            if total > self.cap_bytes and entry.key != keep and not in_use:
+            if total > self.cap_bytes and entry.key != keep and entry.used < held:
                 shutil.rmtree(self._folder(entry.key), ignore_errors=True)
+
+    def _held_since(self) -> float:
+        """Unix time; entries used later may belong to a run that still goes on."""
+        began = [time.time() - GRACE_S]
+        for marker in (self.root / "work").glob("*-run-*"):
+            with contextlib.suppress(OSError):
+                began.append(marker.stat().st_mtime)
+        return min(began)
 
     def _sweep(self, base: Path) -> None:
         """Remove what killed processes left behind."""

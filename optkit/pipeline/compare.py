@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from optkit.errors import ModelError
+from optkit.errors import GivenError, ModelError
 from optkit.evaluate.judge import OutputOptions, add_limits, budget_limits
 from optkit.evaluate.limits import Limits
 from optkit.model.manifest import Manifest, Ratio, Verdict
 from optkit.model.model import Model
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.context import judge_on, time_candidates
-from optkit.pipeline.gather import complete_inputs, gather, open_splits
+from optkit.pipeline.gather import complete_inputs, gather, implied_outputs, open_splits
 from optkit.pipeline.job import Job
 from optkit.pipeline.plan import Options, as_limits, as_target, check_metric, open_given, probe
 from optkit.pipeline.reference import original_target
@@ -70,7 +70,8 @@ def comparison(original: str | Path | Model, result: str | Path | Model, options
         limits=stated.merged(as_limits(options.get("limits"))),
         exact=_exact(manifest),
         cache=options.get("cache") or Cache.default(),
-        outputs={name: OutputOptions.model_validate(spec) for name, spec in recipe.get("outputs", {}).items()},
+        outputs={name: OutputOptions.model_validate(spec) for name, spec in recipe.get("outputs", {}).items()}
+        or implied_outputs(first),
         metric=metric,
         metric_code=gathered.metric_code,
         metric_asked=options.get("metric") is not None,
@@ -80,7 +81,7 @@ def comparison(original: str | Path | Model, result: str | Path | Model, options
 
 
 def read_manifest(model_path: Path) -> Manifest | None:
-    """The manifest beside a bundle's model, or None where there is none.
+    """The manifest beside a bundle's model; None where there is none, or it is another tool's.
 
     Raises:
         ModelError: it is there and cannot be read.
@@ -89,7 +90,9 @@ def read_manifest(model_path: Path) -> Manifest | None:
     if not file.is_file():
         return None
     try:
-        return Manifest.model_validate(json.loads(file.read_text()))
+        stated = json.loads(file.read_text(encoding="utf-8"))
+        ours = isinstance(stated, dict) and "recipe_name" in stated
+        return Manifest.model_validate(stated) if ours else None
     except ValueError as error:
         raise ModelError(
             f"The manifest {file} cannot be read: {str(error).splitlines()[0]}.",
@@ -114,7 +117,10 @@ def _exact(manifest: Manifest | None) -> bool:
         return False
     from optkit.passes._registry import find
 
-    return all(find(step.name).kind == "exact" for step in manifest.steps if step.status == "changed")
+    try:
+        return all(find(step.name).kind == "exact" for step in manifest.steps if step.status == "changed")
+    except GivenError:  # a third-party pass that is not installed here
+        return False
 
 
 def _timing(job: Job, result: Model) -> tuple[Ratio | None, float | None, str]:

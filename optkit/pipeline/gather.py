@@ -13,6 +13,7 @@ from optkit.data.spec import DataSource, Split
 from optkit.data.split import carve_search
 from optkit.data.synthetic import synthetic
 from optkit.errors import ModelError, UsageError
+from optkit.evaluate.judge import OutputOptions
 from optkit.model.model import Assets, Model
 from optkit.model.signature import Signature, parse_signature
 from optkit.model.target import Target
@@ -127,6 +128,16 @@ def complete_inputs(model: Model, gathered: Gathered, recipe: Recipe | None = No
         )
     assets = Assets(gathered.preprocess, gathered.assets_dir) if gathered.preprocess else model.assets
     return replace(model, signature=signature, assets=assets)
+
+
+def implied_outputs(model: Model) -> dict[str, OutputOptions]:
+    """How a sentence encoder's tokens are pooled before they are compared, as its own folder says."""
+    if model.kind != "huggingface":
+        return {}
+    from optkit.model.huggingface import sentence_pooling
+
+    pool = sentence_pooling(model.path)
+    return {"last_hidden_state": OutputOptions.model_validate({"pool": pool})} if pool else {}
 
 
 def open_splits(model: Model, gathered: Gathered, target: Target, *, seed: int, search: bool) -> dict[str, Dataset]:

@@ -25,9 +25,9 @@ def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> Non
             return
         _copy_model(result, folder)
         _write_assets(result.assets, folder)
-        (folder / "manifest.json").write_text(dump(manifest) + "\n")
-        (folder / "recipe.yaml").write_text(_recipe_text(manifest))
-        (folder / "report.md").write_text(markdown(manifest))
+        _write(folder / "manifest.json", dump(manifest) + "\n")
+        _write(folder / "recipe.yaml", _recipe_text(manifest))
+        _write(folder / "report.md", markdown(manifest))
 
 
 def _copy_model(result: Model, folder: Path) -> None:
@@ -62,7 +62,12 @@ def _write_assets(assets: Assets, folder: Path) -> None:
             (folder / "preprocess" / name).mkdir(parents=True)
         for file in files:
             copy_file(file, folder / "preprocess" / name / file.name)
-    (folder / "preprocess.json").write_text(dump(entries) + "\n")
+    _write(folder / "preprocess.json", dump(entries) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """UTF-8; file names that are no text come out escaped."""
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _recipe_text(manifest: Manifest) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from optkit.errors import OutputError, RecipeError, UsageError
@@ -60,9 +61,11 @@ def write_copy(name: str, target: Path) -> Path:
         raise OutputError(
             f"The file {target} exists already.", expected="a path where nothing is yet", fix="choose another name"
         )
-    text = source.read_text().replace(f"name: {source.stem}", f"name: {target.stem}", 1)
+    name = yaml.safe_dump({"name": target.stem}, allow_unicode=True).strip()
+    text = source.read_text(encoding="utf-8").replace(f"name: {source.stem}", name, 1)
     try:
-        target.write_text(f"# Started from the shipped recipe {source.stem}; all options: optkit passes list\n{text}")
+        head = f"# Started from the shipped recipe {source.stem}; all options: optkit passes list\n"
+        target.write_text(head + text, encoding="utf-8")
     except OSError as error:
         raise OutputError(
             f"{target} cannot be written: {error.strerror}.", expected="a writable folder", fix="choose another path"

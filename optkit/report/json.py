@@ -89,7 +89,8 @@ def dump(value: Any) -> str:
     cleaned = _finite(plain(value), "", flags)
     if flags and isinstance(cleaned, dict) and "nonfinite" in cleaned:
         cleaned["nonfinite"] = flags
-    return json.dumps(cleaned, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(cleaned, indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names that are no text: as \\udcff
 
 
 def plain(value: Any) -> Any:

@@ -17,16 +17,16 @@ def junit(verdict: Verdict, suite: str) -> str:
 
 def junit_error(message: str, suite: str) -> str:
     """A run that could not be judged at all."""
-    case = TestCase("optkit", classname=suite)
-    case.result = [Error(message)]
+    case = TestCase("optkit", classname=_printable(suite))
+    case.result = [Error(_printable(message))]
     return _xml(suite, [case], "")
 
 
 def _xml(suite: str, cases: list[TestCase], note: str) -> str:
-    tests = TestSuite(suite)
+    tests = TestSuite(_printable(suite))
     tests.add_testcases(cases)
     if note:
-        tests.add_property("measured_on", note)
+        tests.add_property("measured_on", _printable(note))
     xml = JUnitXml()
     xml.add_testsuite(tests)
     text: bytes | str = xml.tostring()
@@ -34,17 +34,22 @@ def _xml(suite: str, cases: list[TestCase], note: str) -> str:
 
 
 def _case(limit: LimitResult, suite: str) -> TestCase:
-    case = TestCase(f"{limit.name} {limit.limit} {limit.where}".strip(), classname=suite)
+    case = TestCase(_printable(f"{limit.name} {limit.limit} {limit.where}".strip()), classname=_printable(suite))
     words = f"measured {number(limit.measured, 6)}, limit {limit.limit}" + (f" ({limit.note})" if limit.note else "")
     if limit.held is None:
-        case.result = [Skipped(limit.note or "not checked")]
+        case.result = [Skipped(_printable(limit.note) or "not checked")]
     elif not limit.held:
-        case.result = [Failure(words)]
-    case.system_out = words
+        case.result = [Failure(_printable(words))]
+    case.system_out = _printable(words)
     return case
 
 
 def _problem(problem: str, suite: str) -> TestCase:
-    case = TestCase("outputs", classname=suite)
-    case.result = [Failure(problem)]
+    case = TestCase("outputs", classname=_printable(suite))
+    case.result = [Failure(_printable(problem))]
     return case
+
+
+def _printable(text: str) -> str:
+    """Without the control characters that XML cannot hold at all."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)

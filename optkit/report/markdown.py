@@ -65,5 +65,5 @@ def _table(table: Table) -> str:
         return ""
     head = "| " + " | ".join(table.heads) + " |"
     line = "|" + " --- |" * len(table.heads)
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+    rows = ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |" for row in table.rows]
     return "\n".join([f"## {table.title}", "", head, line, *rows])
