@@ -59,10 +59,12 @@ def call(*argv: object) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
-def start(*argv: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """The same in a process (and process group) of its own."""
+def start(
+    *argv: object, before: str = "", env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:
+    """The same in a process (and process group) of its own; ``before`` is Python code to run first."""
     return subprocess.Popen(
-        [sys.executable, "-c", "from optkit.cli.app import main; main()", *map(str, argv)],
+        [sys.executable, "-c", f"{before}\nfrom optkit.cli.app import main; main()", *map(str, argv)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -96,6 +98,29 @@ def write_recipe(path: Path, *passes: str, more: str = "") -> Path:
     entries = "\n".join(f"  - {entry}" for entry in passes or ("quantize-dynamic",))
     path.write_text(f"version: 1\nname: small\npasses:\n{entries}\n{more}")
     return path
+
+
+def assert_refused(answer: Answer, code: int, *words: str, fix: str = "") -> None:
+    """One clear sentence with what was expected and what to do, the right code, no traceback, nothing on stdout."""
+    assert answer.code == code, answer
+    assert answer.out == ""
+    assert "Traceback" not in answer.err and "this is a bug" not in answer.err
+    lines = answer.err.strip().splitlines()
+    assert lines[0].startswith("error: ") and lines[0].endswith("."), lines
+    assert [line.split(":")[0] for line in lines[1:]] == ["Expected", "Fix"], lines
+    for word in words:
+        assert word in lines[0] or word in lines[1], (word, lines)
+    assert fix in lines[2], lines
+
+
+def assert_same_in_json(answer: Answer, told: Answer, kind: str) -> None:
+    """The envelope on stdout says what stderr says."""
+    body = answer.body
+    assert (body["schema"], body["ok"], body["exit_code"], body["result"]) == (1, False, told.code, None)
+    assert answer.code == told.code and answer.err == told.err
+    error = body["error"]
+    assert error["kind"] == kind and error["expected"] and error["fix"]
+    assert error["message"] in told.err and error["expected"] in told.err and error["fix"] in told.err
 
 
 def beside(out: Path) -> list[str]:

@@ -14,10 +14,9 @@ from rich.table import Table as RichTable
 from optkit.report.tables import (
     Table,
     fidelity_table,
-    limits_table,
+    limit_lines,
     measured_on,
-    steps_table,
-    summary_table,
+    overview_table,
     verdict_line,
 )
 
@@ -41,8 +40,8 @@ def show_table(out: Console, table: Table) -> None:
     rich = RichTable(title=table.title or None, title_justify="left", title_style="bold", pad_edge=False)
     for index, head in enumerate(table.heads):
         rich.add_column(escape(head), overflow="fold", justify="left" if index == 0 else "default")
-    for row in table.rows:
-        rich.add_row(*(_cell(cell) for cell in row))
+    for index, row in enumerate(table.rows):
+        rich.add_row(*(_cell(cell) for cell in row), end_section=index in table.rules)
     out.print(rich)
 
 
@@ -52,19 +51,29 @@ def _cell(text: str) -> str:
 
 
 def show_manifest(manifest: Manifest) -> None:
-    """The one table set of ``optkit optimize``."""
+    """The one table of ``optkit optimize``, the limits and the verdict."""
     out = console()
-    show_table(out, steps_table(manifest))
+    show_table(out, overview_table(manifest))
     for step in manifest.steps:
         for note in step.notes:
             out.print(f"{escape(step.id)}: {escape(note)}")
-    show_table(out, summary_table(manifest))
-    show_verdict(manifest.verdict, outputs=False)
-    undone = [step.id for step in manifest.steps if step.status == "rolled back"]
-    if undone:
-        out.print(f"[bold yellow]Rolled back, so not in the result: {escape(', '.join(undone))}[/]")
-    if manifest.output:
-        out.print(f"Written: [bold]{escape(manifest.output)}[/]")
+    if manifest.timing is not None:
+        ratio = manifest.timing.result
+        out.print(
+            f"Timed on {escape(ratio.inputs)}, {manifest.environment.threads} threads, {ratio.confidence:.0%} interval."
+        )
+    show_limits(out, manifest.verdict)
+    if manifest.output and manifest.verdict.held:
+        out.print(f"Written: [bold]{escape(manifest.output)}[/]", soft_wrap=True)
+
+
+def show_limits(out: Console, verdict: Verdict) -> None:
+    """Each limit in a line, then the verdict."""
+    for limit, line in zip(verdict.limits, limit_lines(verdict), strict=True):
+        colour = {True: "green", False: "bold red", None: "yellow"}[limit.held]
+        out.print(f"[{colour}]{escape(line[:12])}[/]{escape(line[12:])}")
+    colour = "green" if verdict.held else "red"
+    out.print(f"[bold {colour}]{escape(verdict_line(verdict))}[/] {escape(measured_on(verdict))}")
 
 
 def show_plan(plan: dict[str, Any]) -> None:
@@ -80,20 +89,17 @@ def show_plan(plan: dict[str, Any]) -> None:
     out.print(f"Everything needed is there; nothing was written. Would write: {escape(str(plan['output']))}")
 
 
-def show_verdict(verdict: Verdict, *, outputs: bool = True) -> None:
+def show_verdict(verdict: Verdict) -> None:
     """Fidelity, metrics, limits and the verdict's line."""
     out = console()
-    if outputs:
-        show_table(out, fidelity_table(verdict))
-        for metric in verdict.metrics:
-            out.print(
-                f"{metric.name}: {metric.original:.4f} -> {metric.result:.4f}, drop {metric.drop:.4f} "
-                f"({metric.low:.4f} to {metric.high:.4f}; one-sided 95 % bound {metric.bound:.4f}; "
-                f"smallest provable on {metric.samples}: {metric.smallest_provable:.4f})"
-            )
-    show_table(out, limits_table(verdict))
-    colour = "green" if verdict.held else "red"
-    out.print(f"[bold {colour}]{escape(verdict_line(verdict))}[/] {escape(measured_on(verdict))}")
+    show_table(out, fidelity_table(verdict))
+    for metric in verdict.metrics:
+        out.print(
+            f"{metric.name}: {metric.original:.4f} -> {metric.result:.4f}, drop {metric.drop:.4f} "
+            f"({metric.low:.4f} to {metric.high:.4f}; one-sided 95 % bound {metric.bound:.4f}; "
+            f"smallest provable on {metric.samples}: {metric.smallest_provable:.4f})"
+        )
+    show_limits(out, verdict)
 
 
 @contextmanager

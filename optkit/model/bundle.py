@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from optkit.errors import OutputError
 
@@ -18,12 +21,12 @@ _FICLONE = 0x40049409
 
 
 def check_output(out: Path, *, force: bool) -> None:
-    """Refuse an output path before any work is done; put back what an interrupted exchange left aside.
+    """Refuse an output path before any work is done; clear up what killed runs left beside it.
 
     Raises:
         OutputError: it exists (without ``force``), or its folder is not there or not writable.
     """
-    _restore_leftover(out)
+    _clear_leftovers(out)
     parent = out.absolute().parent
     if out.exists() and not force:
         raise OutputError(
@@ -31,10 +34,11 @@ def check_output(out: Path, *, force: bool) -> None:
             expected="a path where nothing is yet",
             fix="choose another one with -o, or replace it with --force",
         )
-    if out.exists() and out.suffix != ".onnx" and not _replaceable(out):
+    if out.exists() and not (out.is_file() if out.suffix == ".onnx" else _replaceable(out)):
+        kind = "a file" if out.suffix == ".onnx" else "a bundle (a folder with model.onnx and manifest.json)"
         raise OutputError(
-            f"The output {out} exists and is no bundle of optkit, so that --force does not replace it.",
-            expected="a bundle (a folder with manifest.json) or an empty folder",
+            f"The output {out} exists and is not {kind}, so that --force does not replace it.",
+            expected=kind if out.suffix == ".onnx" else f"{kind}, or an empty folder",
             fix="choose another path with -o",
         )
     while not parent.exists():
@@ -46,7 +50,10 @@ def check_output(out: Path, *, force: bool) -> None:
 
 
 def _replaceable(out: Path) -> bool:
-    return out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))
+    if not out.is_dir():
+        return False
+    has_model = (out / "model.onnx").is_file() or (out / "model.ort").is_file()
+    return (has_model and (out / "manifest.json").is_file()) or not any(out.iterdir())
 
 
 @contextlib.contextmanager
@@ -60,20 +67,24 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """
     out = out.absolute()
     staging = out.parent / f".{out.name}.staging-{os.getpid()}"
+    new = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         staging.mkdir()
         yield staging
         _sync(staging)
         if out.suffix == ".onnx":
-            _put_files(staging, out)
+            _put_files(staging, out, force=force)
         else:
             _put(staging, out, force=force)
     except OSError as error:
         raise write_error(error, out) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def disk_full(error: OSError) -> bool:
@@ -106,11 +117,7 @@ def _put(staging: Path, out: Path, *, force: bool) -> None:
     if not out.exists():
         staging.rename(out)
     elif not force:
-        raise OutputError(
-            f"The output {out} appeared while optkit was working.",
-            expected="a path where nothing is yet",
-            fix="choose another one with -o, or replace it with --force",
-        )
+        raise _appeared(out)
     elif not _exchange(staging, out):
         aside = out.parent / f".{out.name}.old-{os.getpid()}"
         out.rename(aside)
@@ -119,8 +126,23 @@ def _put(staging: Path, out: Path, *, force: bool) -> None:
     _sync_folder(out.parent)
 
 
-def _put_files(staging: Path, out: Path) -> None:
-    for file in sorted(staging.iterdir(), key=lambda file: file.name == out.name):
+def _appeared(place: Path) -> OutputError:
+    return OutputError(
+        f"The output {place} appeared while optkit was working.",
+        expected="a path where nothing is yet",
+        fix="choose another one with -o, or replace it with --force",
+    )
+
+
+def _put_files(staging: Path, out: Path, *, force: bool) -> None:
+    """Data first, the model last: whoever finds the model finds its own data, never another one's."""
+    files = sorted(staging.iterdir(), key=lambda file: file.name == out.name)
+    taken = [out.parent / file.name for file in files if (out.parent / file.name).exists()]
+    if taken and not force:
+        raise _appeared(taken[0])
+    if len(files) > 1:
+        out.unlink(missing_ok=True)
+    for file in files:
         file.replace(out.parent / file.name)
     _sync_folder(out.parent)
 
@@ -134,16 +156,21 @@ def _exchange(left: Path, right: Path) -> bool:
     return bool(renameat2(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE) == 0)
 
 
-def _restore_leftover(out: Path) -> None:
-    for aside in out.absolute().parent.glob(f".{out.name}.old-*"):
-        if out.exists():
-            _remove(aside)
-        else:
-            aside.rename(out)
+def _clear_leftovers(out: Path) -> None:
+    """Of processes that were killed: put an output back that was only set aside, and remove what was half written."""
+    for kind in ("old", "staging"):
+        for left in out.absolute().parent.glob(f".{glob.escape(out.name)}.{kind}-*"):
+            owner = left.name.rpartition("-")[2]
+            if not owner.isdigit() or psutil.pid_exists(int(owner)):
+                continue
+            if kind == "staging" or out.exists():
+                _remove(left)
+            else:
+                left.rename(out)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

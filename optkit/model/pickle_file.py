@@ -105,6 +105,10 @@ class _Inert:
     def __init__(self, *args: object, **kwargs: object) -> None:
         del args, kwargs
 
+    def __call__(self, *args: object, **kwargs: object) -> _Inert:
+        del args, kwargs
+        return _Inert()
+
     def __setstate__(self, state: object) -> None:
         del state
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,6 +13,7 @@ from optkit.evaluate.judge import OutputOptions, add_limits, budget_limits
 from optkit.evaluate.limits import Limits
 from optkit.model.manifest import Manifest, Ratio, Verdict
 from optkit.model.model import Model
+from optkit.passes._base import Pass
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.context import judge_on, time_candidates
 from optkit.pipeline.gather import complete_inputs, gather, implied_outputs, open_splits
@@ -25,7 +27,7 @@ def compare(original: str | Path | Model, result: str | Path | Model, **options:
     """Judge a result against its original.
 
     Limits count in this order: the option, the bundle's manifest, the defaults. Data likewise: the option, the
-    original's ``data.yaml``, the bundle's recipe; made-up inputs as a last resort, which the verdict then says.
+    bundle's recipe, the original's ``data.yaml``; made-up inputs as a last resort, which the verdict then says.
 
     Args:
         original: a path, or an opened Model; options such as ``factory`` are about this one.
@@ -36,7 +38,7 @@ def compare(original: str | Path | Model, result: str | Path | Model, **options:
         OptkitError: something given is wrong. A missed limit is no error here: look at ``Verdict.held``.
     """
     job, opened = comparison(original, result, options)
-    verdict = judge_on(job, opened, job.splits["evaluation"])
+    verdict = judge_on(job, opened, job.splits["evaluation"], *_declared(read_manifest(opened.path)))
     ratio, peak, note = _timing(job, opened)
     return add_limits(
         verdict,
@@ -58,6 +60,8 @@ def comparison(original: str | Path | Model, result: str | Path | Model, options
     manifest = read_manifest(second.path)
     recipe = manifest.recipe if manifest else {}
     gathered = gather(first, flags=options.get("data") or _recipe_data(recipe), metric=options.get("metric"))
+    if not gathered.preprocess:
+        gathered = replace(gathered, preprocess=second.assets.preprocess, assets_dir=second.assets.folder)
     metric = gathered.metric or recipe.get("metric")
     target = as_target(None, options)
     require(target.provider)
@@ -102,9 +106,9 @@ def read_manifest(model_path: Path) -> Manifest | None:
 
 
 def _recipe_data(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The evaluation data of the bundle's recipe, where they still are on this machine."""
+    """The evaluation data of the bundle's recipe, where they still are on this machine; never code."""
     evaluation = recipe.get("data", {}).get("evaluation")
-    if evaluation is None or not Path(evaluation["source"]).exists():
+    if evaluation is None or evaluation.get("format") == "function" or not Path(evaluation["source"]).exists():
         return None
     from optkit.data.spec import DataSource
 
@@ -113,14 +117,28 @@ def _recipe_data(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _exact(manifest: Manifest | None) -> bool:
     """Whether the bundle's whole chain was exact; a foreign result is not assumed to be."""
+    return manifest is not None and all(pass_ is not None and pass_.kind == "exact" for pass_ in _kept(manifest))
+
+
+def _declared(manifest: Manifest | None) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The outputs that the bundle's passes removed, and what they may have changed."""
     if manifest is None:
-        return False
+        return (), frozenset()
+    dropped = manifest.verdict.dropped_outputs
+    allowed = {aspect for pass_ in _kept(manifest) if pass_ is not None for aspect in pass_.may_change}
+    return dropped, frozenset(allowed | ({"outputs"} if dropped else set()))
+
+
+def _kept(manifest: Manifest) -> Iterator[type[Pass] | None]:
+    """The passes behind the bundle; None for one that is not installed here."""
     from optkit.passes._registry import find
 
-    try:
-        return all(find(step.name).kind == "exact" for step in manifest.steps if step.status == "changed")
-    except GivenError:  # a third-party pass that is not installed here
-        return False
+    for step in manifest.steps:
+        if step.status == "changed":
+            try:
+                yield find(step.name)
+            except GivenError:
+                yield None
 
 
 def _timing(job: Job, result: Model) -> tuple[Ratio | None, float | None, str]:

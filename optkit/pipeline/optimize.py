@@ -60,6 +60,11 @@ def optimize(
 
 def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
     """Carry out a checked plan. Raises as ``optimize`` does."""
+    with plan.job.cache.running():
+        return _execute(plan, policy, force)
+
+
+def _execute(plan: Plan, policy: Policy, force: bool) -> Manifest:
     job = plan.job
     result, records = run_steps(job, [planned.step for planned in plan.steps], policy)
     policy.watch("judging", len(records), len(records))
@@ -96,7 +101,7 @@ def final_verdict(job: Job, result: Model, allowed: frozenset[str]) -> Verdict:
     facts: dict[str, Any] = {"what": "judged", "original": job.original.digest, "result": result.digest}
     facts |= {"data": dataset.digest, "outputs": str(job.outputs), "metric": str(job.metric), "exact": job.exact}
     facts |= {"limits": job.limits.model_dump(mode="json"), "session": result.session, **job.runtime_facts()}
-    facts |= {"fit": job.splits["fit"].digest if "fit" in job.splits else None}
+    facts |= {"fit": job.splits["fit"].digest if "fit" in job.splits else None, "allowed": sorted(allowed)}
     key = key_of(facts)
     known = None if job.metric_code and ":" in str(job.metric) else job.cache.get_facts(key)
     if known is not None:

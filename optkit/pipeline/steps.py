@@ -162,7 +162,7 @@ def _speedup(job: Job, step: Step, before: Model, after: Model, policy: Policy) 
     from optkit.model.machine import fingerprint
 
     data = (job.splits.get("search") or job.splits["evaluation"]).digest
-    facts = {"what": "timing", "before": before.digest, "after": after.digest, "data": data}
+    facts: dict[str, Any] = {"what": "timing", "before": before.digest, "after": after.digest, "data": data}
     facts |= {"session": (before.session, after.session)}
     key = key_of({**facts, "machine": fingerprint(job.target)})
     known = None if policy.remeasure else job.cache.get_facts(key)

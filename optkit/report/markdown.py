@@ -8,8 +8,7 @@ from optkit.report.tables import (
     fidelity_table,
     limits_table,
     measured_on,
-    steps_table,
-    summary_table,
+    overview_table,
     verdict_line,
 )
 
@@ -18,7 +17,7 @@ def markdown(manifest: Manifest) -> str:
     """The whole report: verdict, result, passes, outputs, limits, environment."""
     here = manifest.environment
     title = f"# optkit: {manifest.original.path} with the recipe {manifest.recipe_name}"
-    parts = [title, _verdict(manifest.verdict), _table(summary_table(manifest)), _table(steps_table(manifest))]
+    parts = [title, _verdict(manifest.verdict), _table(overview_table(manifest))]
     parts += [_notes(manifest), _table(fidelity_table(manifest.verdict)), _table(limits_table(manifest.verdict))]
     if manifest.timing is not None:
         ratio = manifest.timing.result
@@ -66,4 +65,4 @@ def _table(table: Table) -> str:
     head = "| " + " | ".join(table.heads) + " |"
     line = "|" + " --- |" * len(table.heads)
     rows = ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |" for row in table.rows]
-    return "\n".join([f"## {table.title}", "", head, line, *rows])
+    return "\n".join([*([f"## {table.title}", ""] if table.title else []), head, line, *rows])

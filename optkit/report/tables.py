@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optkit.model.manifest import LimitResult, Manifest, MetricResult, OutputFidelity, Ratio, StepRecord, Verdict
+from optkit.model.manifest import LimitResult, Manifest, OutputFidelity, Ratio, StepRecord, Verdict
+
+
+BRIEF = 70
+"""Characters up to which a step's changes are all listed."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,8 @@ class Table:
     title: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    rules: tuple[int, ...] = ()
+    """Indices of the rows with a line below."""
 
 
 def size(count: float) -> str:
@@ -35,51 +41,53 @@ def speedup(ratio: Ratio | None) -> str:
     return "-" if ratio is None else f"{ratio.speedup:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
-def steps_table(manifest: Manifest) -> Table:
-    """Pass by pass: what changed, size, coarse speed, drift from the original."""
-    rows: list[tuple[str, ...]] = [("original", "", size(manifest.original.size_bytes), "", "")]
-    rows += [_step_row(step) for step in manifest.steps]
-    return Table("Passes", ("pass", "what changed", "size", "speed (coarse)", "cosine to original"), tuple(rows))
+def overview_table(manifest: Manifest) -> Table:
+    """The whole run: the original, pass by pass what changed, the result; size, latency, drift and task accuracy."""
+    timing, metrics, drift = manifest.timing, manifest.verdict.metrics, _worst_cosine(manifest.verdict)
+    eager = "" if timing is None or timing.torch_eager_ms is None else f" (torch {timing.torch_eager_ms:.3g} ms)"
+    before = "-" if timing is None else f"{timing.result.baseline_ms:.3g} ms{eager}"
+    after = "not timed" if timing is None else f"{timing.result.candidate_ms:.3g} ms, {in_words(timing.result)}"
+    original = ("original", manifest.original.kind, size(manifest.original.size_bytes), before, "")
+    result = ("result", _changed_steps(manifest), size(manifest.result.size_bytes), after, drift)
+    rows = [
+        (*original, *(f"{metric.original:.4f}" for metric in metrics)),
+        *((*_step_row(step), *("" for _ in metrics)) for step in manifest.steps),
+        (*result, *(f"{m.result:.4f} (drop {m.drop:.4f})" for m in metrics)),
+    ]
+    heads = ("step", "what changed", "size", "latency", "cosine", *(metric.name for metric in metrics))
+    return Table("", heads, tuple(rows), rules=(0, len(rows) - 2))
+
+
+def _worst_cosine(verdict: Verdict) -> str:
+    found = [output.cosine for output in verdict.outputs if output.cosine is not None]
+    return f"{min(found):.6f}" if found else "-"
+
+
+def _changed_steps(manifest: Manifest) -> str:
+    changed = [step.id for step in manifest.steps if step.status == "changed"]
+    undone = [step.id for step in manifest.steps if step.status == "rolled back"]
+    return (", ".join(changed) or "nothing changed") + (f"; rolled back: {', '.join(undone)}" if undone else "")
+
+
+def in_words(ratio: Ratio) -> str:
+    """``faster: 1.84x [1.79, 1.90]``."""
+    return f"{ratio.word}: {speedup(ratio)}"
 
 
 def _step_row(step: StepRecord) -> tuple[str, ...]:
-    cosine = "-" if step.drift is None or step.drift.cosine is None else f"{step.drift.cosine:.6f}"
-    return (step.id, what_changed(step), size(step.size_bytes), speedup(step.speedup), cosine)
+    cosine = "" if step.drift is None or step.drift.cosine is None else f"{step.drift.cosine:.6f}"
+    coarse = "" if step.speedup is None else f"about {step.speedup.speedup:.2f}x"
+    return (step.id, what_changed(step), size(step.size_bytes), coarse, cosine)
 
 
 def what_changed(step: StepRecord) -> str:
     """One line: the changes, or the status with its reason."""
     if step.status != "changed":
         return f"{step.status}: {step.reason}" if step.reason else step.status
-    if len(step.changes) <= 3:
-        return "; ".join(f"{change.where}: {change.what}" for change in step.changes) or "changed"
-    first = step.changes[0]
-    return f"{len(step.changes)} changes: {first.where}: {first.what}; ..."
-
-
-def summary_table(manifest: Manifest) -> Table:
-    """Original against result: size, latency, task metric."""
-    original, result = manifest.baseline.size_bytes, manifest.result.size_bytes
-    rows: list[tuple[str, ...]] = [
-        ("size", size(manifest.original.size_bytes), size(result), f"{result / max(original, 1):.2f} of the export")
-    ]
-    rows.append(_latency_row(manifest))
-    rows += [_metric_row(metric) for metric in manifest.verdict.metrics]
-    return Table("Result", ("", "original", "result", "difference"), tuple(rows))
-
-
-def _latency_row(manifest: Manifest) -> tuple[str, ...]:
-    if manifest.timing is None:
-        return ("latency", "-", "-", manifest.timing_note)
-    ratio, eager = manifest.timing.result, manifest.timing.torch_eager_ms
-    beside = "" if eager is None else f" (torch {eager:.3g} ms)"
-    words = f"{ratio.word}: {speedup(ratio)}"
-    return ("latency", f"{ratio.baseline_ms:.3g} ms{beside}", f"{ratio.candidate_ms:.3g} ms", words)
-
-
-def _metric_row(metric: MetricResult) -> tuple[str, ...]:
-    drop = f"drop {metric.drop:.4f} [{metric.low:.4f}, {metric.high:.4f}]"
-    return (metric.name, f"{metric.original:.4f}", f"{metric.result:.4f}", drop)
+    listed = "; ".join(f"{change.where}: {change.what}" for change in step.changes)
+    if len(listed) <= BRIEF or len(step.changes) == 1:
+        return listed or "changed"
+    return f"{len(step.changes)} changes: {listed.split('; ')[0]}; ..."
 
 
 def fidelity_table(verdict: Verdict) -> Table:
@@ -130,3 +138,16 @@ def verdict_line(verdict: Verdict) -> str:
         return "All limits held." + (f" Not checked: {', '.join(unchecked)}." if unchecked else "")
     missed = [limit.name for limit in verdict.limits if limit.held is False]
     return "MISSED: " + "; ".join([*verdict.problems, *missed])
+
+
+def limit_lines(verdict: Verdict) -> list[str]:
+    """Each limit in a line: ``held      cosine 0.9999 (>= 0.99) logits``."""
+    words = {True: "held", False: "MISSED", None: "not checked"}
+    return [
+        f"{words[limit.held]:<12}{limit.name} "
+        + ("" if limit.measured is None else f"{number(limit.measured, 5)} ")
+        + f"(asked: {limit.limit})"
+        + (f" {limit.where}" if limit.where else "")
+        + (f"; {limit.note.removeprefix('not checked: ')}" if limit.note else "")
+        for limit in verdict.limits
+    ]
