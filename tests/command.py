@@ -1,4 +1,4 @@
-"""``call``: the real command line in this process; ``start`` and ``finish``: in a process of its own. And what to feed it."""
+"""The real command line: ``call`` in this process, ``start`` and ``finish`` in one of its own; and what to feed it."""
 
 from __future__ import annotations
 

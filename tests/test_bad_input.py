@@ -8,7 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -302,8 +302,8 @@ def test_a_pass_whose_package_is_missing(tmp_path: Path) -> None:
     class NeedsMuch(Pass):
         """Needs a package that nobody has."""
 
-        forms = {"onnx": "onnx"}
-        kind = "exact"
+        forms: ClassVar = {"onnx": "onnx"}
+        kind: ClassVar = "exact"
         needs = ("optkit_no_such_package",)
 
     model, recipe = write_mlp(tmp_path / "m.onnx"), write_recipe(tmp_path / "r.yaml", "needs-much")

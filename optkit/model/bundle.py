@@ -117,18 +117,22 @@ def _put(staging: Path, out: Path, *, force: bool) -> None:
     if not out.exists():
         staging.rename(out)
     elif not force:
-        raise _appeared(out)
+        raise _taken(out)
     elif not _exchange(staging, out):
         aside = out.parent / f".{out.name}.old-{os.getpid()}"
         out.rename(aside)
-        staging.rename(out)
+        try:
+            staging.rename(out)
+        except BaseException:
+            aside.rename(out)
+            raise
         _remove(aside)
     _sync_folder(out.parent)
 
 
-def _appeared(place: Path) -> OutputError:
+def _taken(place: Path) -> OutputError:
     return OutputError(
-        f"The output {place} appeared while optkit was working.",
+        f"The output cannot be put in place: {place} exists, and was not to be expected when optkit began.",
         expected="a path where nothing is yet",
         fix="choose another one with -o, or replace it with --force",
     )
@@ -139,7 +143,7 @@ def _put_files(staging: Path, out: Path, *, force: bool) -> None:
     files = sorted(staging.iterdir(), key=lambda file: file.name == out.name)
     taken = [out.parent / file.name for file in files if (out.parent / file.name).exists()]
     if taken and not force:
-        raise _appeared(taken[0])
+        raise _taken(taken[0])
     if len(files) > 1:
         out.unlink(missing_ok=True)
     for file in files:

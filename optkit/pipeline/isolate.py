@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from multiprocessing.reduction import ForkingPickler
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
@@ -38,8 +41,9 @@ def isolated(use_child: bool, function: Callable[P, T], /, *args: P.args, **kwar
         return function(*args, **kwargs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_quiet_child) as pool:
-        future = pool.submit(function, *args, **kwargs)
         try:
+            with _main_hidden(function, args, kwargs):
+                future = pool.submit(function, *args, **kwargs)
             return future.result()
         except BrokenProcessPool as error:
             raise PassError(
@@ -58,6 +62,21 @@ def _quiet_child() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _main_hidden(*sent: Any) -> Iterator[None]:
+    """A process begun meanwhile does not import the user's script, which would begin the same job over again there.
+
+    Where what is sent is defined in that script, there is no way around importing it.
+    """
+    main = sys.modules["__main__"]
+    if b"__main__" not in bytes(ForkingPickler.dumps(sent)):
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from optkit import __version__
 from optkit.errors import OptkitError, PassError
-from optkit.model.bundle import disk_full, write_error
+from optkit.model.bundle import disk_full
 from optkit.model.digest import model_files, sha256_files
 from optkit.model.model import Model
 from optkit.model.signature import Signature, TensorSpec
@@ -113,7 +113,7 @@ def _call(pass_: Pass, before: Model, context: StepContext) -> Outcome:
         raise
     except (Exception, SystemExit) as error:  # the libraries below a pass raise anything; the user needs its name
         if isinstance(error, OSError) and disk_full(error):
-            raise write_error(error, context.workdir) from error
+            raise  # the cache, which gave the folder, says it
         text = next(iter(str(error).strip().splitlines()), "no message")
         raise PassError(
             f"The pass '{context.step}' failed: {type(error).__name__}: {text}",

@@ -35,7 +35,7 @@ def _copy_model(result: Model, folder: Path) -> None:
     first, *data = model_files(result)
     copy_file(first, folder / ("model.ort" if result.form == "ort" else "model.onnx"))
     for file in data:
-        target = folder / file.resolve().relative_to(first.resolve().parent)
+        target = folder / file.absolute().relative_to(first.absolute().parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(file, target)
 
@@ -61,7 +61,7 @@ def _write_assets(assets: Assets, folder: Path) -> None:
             entry["tokenizer"] = f"preprocess/{name}"
             (folder / "preprocess" / name).mkdir(parents=True)
         for file in files:
-            copy_file(file, folder / "preprocess" / name / file.name)
+            copy_file(file, folder / "preprocess" / name / ("tokenizer.json" if len(files) == 1 else file.name))
     _write(folder / "preprocess.json", dump(entries) + "\n")
 
 

@@ -269,9 +269,15 @@ def test_comparison():
         compare({"y": one}, {"z": one}, "s")
 
 
+def test_torchscript_that_returns_a_dict(tmp_path):
+    torch.jit.script(Dicts()).save(tmp_path / "m.pt")
+    outcome = export(Model.open(tmp_path / "m.pt", signature="x=float32[batch,4]"), tmp_path)
+    assert [spec.name for spec in outcome.model.signature.outputs] == ["a"]
+
+
 def test_nothing_is_printed(tmp_path, capfd):
     with pytest.raises(PassError):
-        torch.jit.script(Dicts()).save(tmp_path / "m.pt")
+        torch.jit.script(Unknown()).save(tmp_path / "m.pt")
         export(Model.open(tmp_path / "m.pt", signature="x=float32[batch,4]"), tmp_path)
     assert capfd.readouterr().out == ""
     assert torch._C._jit_onnx_log.__name__ != "<lambda>"
@@ -280,4 +286,9 @@ def test_nothing_is_printed(tmp_path, capfd):
 
 class Dicts(nn.Module):
     def forward(self, x):
-        return {"a": x}
+        return {"a": x + 1}
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return torch.special.i1(x)

@@ -1,0 +1,409 @@
+"""Outputs appear all at once or not at all, and bundles run wherever they are copied."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from optkit.data.spec import DataSource
+from optkit.errors import OutputError
+from optkit.model import bundle
+from optkit.model.bundle import check_output, copy_file, staged, write_error
+from optkit.model.model import Model
+from optkit.pipeline.cache import Cache
+from optkit.pipeline.compare import compare
+from optkit.pipeline.infer import infer
+from optkit.pipeline.optimize import optimize
+from optkit.pipeline.steps import Policy
+from tests.helpers import normal, onnx_model, run_onnx
+from tests.pipeline import toy
+
+SAMPLES = Path(__file__).parents[2] / "sample_models"
+CALM = Policy(bench=False)
+
+
+@pytest.fixture
+def dead() -> int:
+    """The id of a process that is no more."""
+    return int(subprocess.check_output([sys.executable, "-c", "import os; print(os.getpid())"]))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fill(folder: Path, text: str) -> None:
+    """A bundle as far as this room knows."""
+    folder.mkdir(exist_ok=True)
+    for name in ("model.onnx", "manifest.json"):
+        (folder / name).write_text(text)
+
+
+def read(folder: Path) -> set[str]:
+    return {(folder / name).read_text() for name in ("model.onnx", "manifest.json")}
+
+
+def no_exchange(left: Path, right: Path) -> bool:
+    return False
+
+
+# Staging
+
+
+def test_a_block_that_ends_well_leaves_its_files_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "er" / "out"
+    with staged(out, force=False) as folder:
+        assert folder.parent == out.parent
+        assert folder.name.startswith(".out.staging-")
+        assert folder.stat().st_dev == tmp_path.stat().st_dev
+        fill(folder, "new")
+        assert not out.exists()
+    assert read(out) == {"new"}
+    assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("name", ["out", "out.onnx"])
+def test_a_block_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseException], name: str) -> None:
+    with pytest.raises(error), staged(tmp_path / "deep" / "er" / name, force=False) as folder:
+        fill(folder, "half")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill(out, "old")
+    with pytest.raises(ValueError, match="half"), staged(out, force=True) as folder:
+        fill(folder, "new")
+        raise ValueError("half")
+    assert read(out) == {"old"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No space left on device") as error, staged(tmp_path / "out", force=False):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "free some space" in error.value.fix
+    assert names(tmp_path) == []
+
+
+def test_other_complaints_say_where_else_to_go() -> None:
+    denied = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert write_error(denied, Path("o")).fix == "choose another path with -o"
+    assert write_error(denied, Path("o"), fix="elsewhere").fix == "elsewhere"
+
+
+@pytest.mark.parametrize("swap", ["exchange", "fallback"])
+def test_force_replaces_by_an_exchange(tmp_path: Path, swap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if swap == "fallback":
+        monkeypatch.setattr(bundle, "_exchange", no_exchange)
+    out = tmp_path / "out"
+    fill(out, "old")
+    (out / "more").write_text("old")
+    with staged(out, force=True) as folder:
+        fill(folder, "new")
+        assert read(out) == {"old"}
+    assert names(out) == ["manifest.json", "model.onnx"]
+    assert read(out) == {"new"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_whole_bundle_is_to_be_seen_at_every_moment_of_an_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at around every call that touches the folder: the old one until the one swap, then the new one."""
+    out, seen = tmp_path / "out", []
+    fill(out, "old")
+    fill(tmp_path / "other", "old")
+    if not bundle._exchange(out, tmp_path / "other"):
+        pytest.skip("this filesystem has no exchange")
+
+    def watched(function):  # type: ignore[no-untyped-def]
+        def call(*args: object, **kwargs: object) -> object:
+            seen.append(read(out))
+            result = function(*args, **kwargs)
+            seen.append(read(out))
+            return result
+
+        return call
+
+    with staged(out, force=True) as folder:
+        fill(folder, "new")
+        for name in ("_exchange", "_remove", "_sync", "_sync_folder"):
+            monkeypatch.setattr(bundle, name, watched(getattr(bundle, name)))
+        monkeypatch.setattr(Path, "rename", watched(Path.rename))
+    assert seen[0] == {"old"}
+    assert seen[-1] == {"new"}
+    assert seen == sorted(seen, key=lambda texts: texts == {"new"})
+
+
+def test_a_fallback_that_fails_halfway_puts_the_old_bundle_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "_exchange", no_exchange)
+    out = tmp_path / "out"
+    fill(out, "old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".staging-" in self.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError, match="Input/output error"), staged(out, force=True) as folder:
+        fill(folder, "new")
+    assert read(out) == {"old"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_link_to_a_bundle_is_replaced_and_what_it_led_to_stays(tmp_path: Path) -> None:
+    fill(tmp_path / "real", "old")
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    with staged(tmp_path / "out", force=True) as folder:
+        fill(folder, "new")
+    assert (read(tmp_path / "out"), read(tmp_path / "real")) == ({"new"}, {"old"})
+    assert names(tmp_path) == ["out", "real"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.onnx"])
+def test_what_appears_meanwhile_is_not_replaced_without_force(tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    with pytest.raises(OutputError, match="exists, and was not to be expected"), staged(out, force=False) as folder:
+        (folder / name).write_text("new")
+        out.write_text("mine")
+    assert out.read_text() == "mine"
+    assert names(tmp_path) == [name]
+
+
+def test_somebody_elses_data_file_is_not_replaced_without_force(tmp_path: Path) -> None:
+    (tmp_path / "out.onnx.data").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(OutputError) if not force else staged(tmp_path / "other", force=False):
+            with staged(tmp_path / "out.onnx", force=force) as folder:
+                (folder / "out.onnx").write_text("new")
+                (folder / "out.onnx.data").write_text("new")
+        assert (tmp_path / "out.onnx.data").read_text() == ("new" if force else "mine")
+        assert (tmp_path / "out.onnx").exists() is force
+
+
+def test_a_model_never_stands_beside_another_ones_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, replace, states = tmp_path / "out.onnx", Path.replace, []
+    for name in ("out.onnx", "out.onnx.data"):
+        (tmp_path / name).write_text("old")
+
+    def watched(self: Path, target: Path) -> Path:
+        result = replace(self, target)
+        states.append({file.read_text() for file in tmp_path.glob("out.onnx*") if out.exists()})
+        return result
+
+    monkeypatch.setattr(Path, "replace", watched)
+    with staged(out, force=True) as folder:
+        (folder / "out.onnx").write_text("new")
+        (folder / "out.onnx.data").write_text("new")
+    assert states == [set(), {"new"}]
+
+
+# Before the work
+
+
+@pytest.mark.parametrize("name", ["out", "out.onnx"])
+def test_an_output_that_exists_is_refused(tmp_path: Path, name: str) -> None:
+    check_output(tmp_path / name, force=False)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(OutputError, match=f"{name} exists already") as error:
+        check_output(tmp_path / name, force=False)
+    assert "--force" in error.value.fix
+
+
+def test_force_replaces_only_what_optkit_may_have_written(tmp_path: Path) -> None:
+    fill(tmp_path / "bundle", "x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "m.onnx").write_text("x")
+    for name in ("bundle", "empty", "m.onnx", "nothing"):
+        check_output(tmp_path / name, force=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "manifest.json").write_text("{}")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder.onnx").mkdir()
+    for name, kind in (("photos", "a bundle"), ("file", "a bundle"), ("folder.onnx", "a file")):
+        with pytest.raises(OutputError, match=f"exists and is not {kind}"):
+            check_output(tmp_path / name, force=True)
+
+
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is not writable"):
+        check_output(tmp_path / "file" / "out", force=False)
+
+
+def test_a_bundle_that_was_set_aside_by_a_killed_run_is_put_back(tmp_path: Path, dead: int) -> None:
+    out = tmp_path / "out[1]"
+    fill(tmp_path / f".out[1].old-{dead}", "old")
+    with pytest.raises(OutputError, match="exists already"):
+        check_output(out, force=False)
+    assert read(out) == {"old"}
+    assert names(tmp_path) == ["out[1]"]
+
+
+def test_what_killed_runs_left_is_removed_and_what_others_work_on_is_not(tmp_path: Path, dead: int) -> None:
+    fill(tmp_path / "out", "new")
+    for name in (f".out.old-{dead}", f".out.staging-{dead}", f".out.staging-{os.getppid()}", ".out.old-notes"):
+        fill(tmp_path / name, "old")
+    check_output(tmp_path / "out", force=True)
+    assert names(tmp_path) == [".out.old-notes", f".out.staging-{os.getppid()}", "out"]
+    assert read(tmp_path / "out") == {"new"}
+
+
+def test_a_bundle_that_a_living_run_is_exchanging_is_left_to_it(tmp_path: Path) -> None:
+    fill(tmp_path / f".out.old-{os.getppid()}", "old")
+    check_output(tmp_path / "out", force=False)
+    assert names(tmp_path) == [f".out.old-{os.getppid()}"]
+
+
+def test_a_copy_is_no_link(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"abc" * 5000)
+    copy_file(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    assert (target.stat().st_nlink, target.stat().st_ino == source.stat().st_ino) == (1, False)
+    target.write_bytes(b"x")
+    assert source.read_bytes() == b"abc" * 5000
+
+
+# Whole bundles
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Path:
+    """A model whose weights lie in a folder beside it."""
+    folder = tmp_path / "given"
+    (folder / "weights").mkdir(parents=True)
+    proto = onnx_model(toy.TEXT, toy.WEIGHTS)
+    onnx.save(proto, folder / "m.onnx", save_as_external_data=True, location="weights/m.bin", size_threshold=0)
+    return folder / "m.onnx"
+
+
+def test_a_bundle_has_its_parts_and_gives_the_results_of_the_cache(tmp_path: Path) -> None:
+    entries = {"session.intra_op.allow_spinning": "0"}
+    passes = [toy.ScaleBy(), toy.Session(entries=entries)]
+    manifest = optimize(toy.write_model(tmp_path / "m.onnx"), passes, tmp_path / "out", policy=CALM)
+    assert names(tmp_path / "out") == ["manifest.json", "model.onnx", "recipe.yaml", "report.md"]
+    opened = Model.open(tmp_path / "out")
+    assert opened.session == entries
+    assert opened.digest == manifest.result.digest
+    assert opened.lineage == ("Multiply w by a factor.", "Want session entries, and change nothing in the file.")
+    cached = Path(manifest.result.path)
+    assert cached != opened.path
+    assert (opened.path.stat().st_nlink, cached.stat().st_nlink) == (1, 1)
+    np.testing.assert_array_equal(run_onnx(opened, toy.arrays())["y"], run_onnx(cached, toy.arrays())["y"])
+
+
+def test_external_data_travel_under_their_own_name(external: Path, tmp_path: Path) -> None:
+    optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", policy=CALM)
+    assert (tmp_path / "out" / "weights" / "m.bin").is_file()
+    shutil.rmtree(external.parent)
+    shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+    y = run_onnx(Model.open(tmp_path / "elsewhere").path, toy.arrays())["y"]
+    np.testing.assert_allclose(y, toy.arrays()["x"] @ toy.WEIGHTS["w"], atol=1e-5)
+
+
+def test_external_data_behind_a_link_keep_the_name_the_model_knows(external: Path, tmp_path: Path) -> None:
+    data = external.parent / "weights" / "m.bin"
+    data.rename(external.parent / "blob")
+    data.symlink_to(external.parent / "blob")
+    optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", policy=CALM)
+    copied = tmp_path / "out" / "weights" / "m.bin"
+    assert copied.is_file()
+    assert not copied.is_symlink()
+    assert Model.open(tmp_path / "out").digest == Model.open(external).digest
+
+
+def test_a_relative_path_does_as_well(external: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(external.parent)
+    optimize("m.onnx", toy.Session(entries={"a": "1"}), "out", policy=CALM)
+    assert names(external.parent / "out" / "weights") == ["m.bin"]
+
+
+@pytest.mark.parametrize("above", [16, 10**6])
+def test_the_model_alone_comes_with_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: int) -> None:
+    monkeypatch.setattr("optkit.model.onnx_file.EXTERNAL_ABOVE", above)
+    wide = normal(4, 600, seed=3)
+    text = "g (float[batch,4] x) => (float[batch,600] y) { y = MatMul(x, w) }"
+    (tmp_path / "given").mkdir()
+    given = tmp_path / "given" / "m.onnx"
+    onnx.save(onnx_model(text, {"w": wide}), given, save_as_external_data=True, location="m.bin", size_threshold=0)
+    out = tmp_path / "new" / "out.onnx"
+    optimize(given, toy.Session(entries={"a": "1"}), out, policy=CALM)
+    assert names(out.parent) == (["out.onnx", "out.onnx.data"] if above == 16 else ["out.onnx"])
+    shutil.rmtree(given.parent)
+    np.testing.assert_allclose(run_onnx(out, toy.arrays())["y"], toy.arrays()["x"] @ wide, atol=1e-5)
+
+
+def test_a_recipe_in_a_bundle_reproduces_it(tmp_path: Path) -> None:
+    from optkit.recipe.recipe import Recipe
+
+    model = SAMPLES / "digits_mlp.onnx"
+    first = optimize(model, Recipe(name="q", passes=["quantize-dynamic"]), tmp_path / "a", policy=CALM)
+    again = optimize(model, tmp_path / "a" / "recipe.yaml", tmp_path / "b", policy=CALM, cache=Cache(tmp_path / "c"))
+    assert first.result.digest == again.result.digest
+    assert (again.recipe, again.recipe_name) == (first.recipe, "q")
+
+
+def test_a_text_bundle_carries_its_tokenizer_and_runs_elsewhere(tmp_path: Path) -> None:
+    original = SAMPLES / "reviews_transformer.onnx"
+    passes = toy.Session(entries={"session.intra_op.allow_spinning": "0"})
+    optimize(original, passes, tmp_path / "here" / "out", policy=CALM)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    out = tmp_path / "there" / "out"
+    assert (out / "preprocess" / "input_ids" / "tokenizer.json").is_file()
+    assert "reviews_tokenizer" not in (out / "preprocess.json").read_text()
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a wonderful film\ndull , dull , dull\n")
+    for model, file in ((original, "a.npz"), (out, "b.npz")):
+        infer(model, inputs=texts, output=tmp_path / file)
+    with np.load(tmp_path / "a.npz") as one, np.load(tmp_path / "b.npz") as two:
+        assert one.files == two.files
+        for name in one.files:
+            assert len(one[name]) == 2
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_a_bundles_own_preprocessing_serves_a_bare_original(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    passes = toy.Session(entries={"session.intra_op.allow_spinning": "0"})
+    optimize(SAMPLES / "reviews_transformer.onnx", passes, out, policy=CALM)
+    bare = Path(shutil.copy(SAMPLES / "reviews_transformer.onnx", tmp_path / "bare.onnx"))
+    rows = (SAMPLES / "data" / "reviews_search.csv").read_text().splitlines(keepends=True)[:9]
+    (tmp_path / "few.csv").write_text("".join(rows))
+    source = DataSource(source=str(tmp_path / "few.csv"), labels="label", columns={"input_ids": "text"})
+    verdict = compare(bare, out, data={"evaluation": source})
+    assert (verdict.held, verdict.measured_on.samples, verdict.measured_on.synthetic) == (True, 8, False)
+
+
+def test_a_tokenizer_given_as_a_file_of_another_name_is_found_again(tmp_path: Path) -> None:
+    shutil.copy(SAMPLES / "reviews_transformer.onnx", tmp_path / "m.onnx")
+    shutil.copy(SAMPLES / "reviews_tokenizer" / "tokenizer.json", tmp_path / "words.json")
+    (tmp_path / "data.yaml").write_text("preprocess: {input_ids: {kind: text, tokenizer: words.json, max_length: 16}}")
+    optimize(tmp_path / "m.onnx", toy.Session(entries={"a": "1"}), tmp_path / "out", policy=CALM)
+    (tmp_path / "words.json").unlink()
+    (tmp_path / "t.txt").write_text("a fine film\n")
+    assert infer(tmp_path / "out", inputs=tmp_path / "t.txt").facts.data.samples == 1
+
+
+def test_an_accuracy_miss_leaves_nothing_at_the_output(tmp_path: Path) -> None:
+    from optkit.errors import AccuracyMissed
+
+    with pytest.raises(AccuracyMissed, match="cosine"):
+        optimize(toy.write_model(tmp_path / "m.onnx"), toy.ScaleBy(factor=-1), tmp_path / "new" / "out", policy=CALM)
+    assert names(tmp_path) == ["m.onnx"]
