@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from optkit.errors import Interrupted, OptkitError, Terminated
+from optkit.errors import Interrupted, OptkitError, Terminated, UsageError
 
 T = TypeVar("T")
 
@@ -133,20 +132,19 @@ def _write_log(failure: BaseException) -> Path:
 
 def usage_failure(error: typer.TyperException, argv: list[str]) -> int:
     """A wrong command line as typer found it: words or the JSON envelope, and exit code 2."""
-    message = str(getattr(error, "message", "") or error)
     context = getattr(error, "ctx", None)
-    if context is not None and "--json" in argv:
-        from optkit.errors import UsageError
-        from optkit.report.json import dump, envelope
-
-        wrong = UsageError(message, fix=f"see: {context.command_path} --help")
-        verb = context.command_path.partition(" ")[2] or context.command_path
-        typer.echo(dump(envelope(verb, None, wrong)))
-    show = getattr(error, "format_message", None)
-    red = typer.style("error:", fg="red", bold=True)
-    hint = f"\nFix: see {context.command_path} --help" if context is not None else ""
-    typer.echo(f"{red} {show() if show else json_module.dumps(message)}{hint}", err=True)
-    return int(getattr(error, "exit_code", 2))
+    if not error.format_message():  # nothing was asked, and the help is on the screen already
+        typer.echo()
+        return int(error.exit_code)
+    if context is None:
+        told = OptkitError(error.format_message())
+    else:
+        usage = context.get_usage().partition(": ")[2] or context.command_path
+        told = UsageError(error.format_message(), expected=usage, fix=f"see {context.command_path} --help")
+        if "--json" in argv:
+            _print_json(context.command_path.partition(" ")[2] or context.command_path, None, told)
+    print_error(told)
+    return int(error.exit_code)
 
 
 def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of signal handlers

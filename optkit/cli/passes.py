@@ -17,16 +17,15 @@ def list_passes(json: JsonFlag = False) -> None:
     """List all passes, third-party ones too."""
 
     def work() -> Any:
-        from optkit.passes._registry import find, names
-        from optkit.recipe.schema import pass_facts
+        from optkit.recipe.schema import all_pass_facts
 
-        return [pass_facts(find(name)) for name in names()]
+        return all_pass_facts()
 
     def show(passes: Any) -> None:
         from optkit.cli.render import console, show_table
         from optkit.report.tables import Table
 
-        rows = tuple((p["name"], ", ".join(f"{a} to {b}" for a, b in p["forms"].items()), p["title"]) for p in passes)
+        rows = tuple((p["name"], _forms(p), p.get("title") or f"BROKEN: {p['problem']}") for p in passes)
         show_table(console(), Table("", ("pass", "forms", "what it does"), rows))
 
     answer("passes list", json, work, show)
@@ -47,10 +46,13 @@ def show_pass(name: Annotated[str, typer.Argument(help="A pass's name.")], json:
         from optkit.report.tables import Table
 
         out = console()
-        forms = ", ".join(f"{a} to {b}" for a, b in facts["forms"].items())
-        out.print(f"[bold]{facts['name']}[/]  {forms}; {facts['kind']}")
+        out.print(f"[bold]{facts['name']}[/]  {_forms(facts)}; {facts['kind']}")
         out.print(facts["title"] + ("\n\n" + facts["text"] if facts["text"] else ""), markup=False)
         rows = tuple((k, o["type"], str(o["default"]), o["text"]) for k, o in facts["options"].items())
         show_table(out, Table("", ("option", "type", "default", ""), rows))
 
     answer("passes show", json, work, show)
+
+
+def _forms(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{takes} to {gives}" for takes, gives in facts.get("forms", {}).items())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +9,9 @@ from typing import Any
 import numpy as np
 
 from optkit.data._npz import ArrayReader
-from optkit.data._reader import did_you_mean
 from optkit.data.dataset import Array, Arrays
 from optkit.errors import DataError, OptkitError
-
-_REFERENCE = re.compile(r"(?P<module>[\w.]+|.+\.py):(?P<name>[A-Za-z_]\w*)")
-
-
-def is_reference(text: str) -> bool:
-    """Whether a source reads as ``pkg.module:fn`` or ``FILE.py:fn``."""
-    return _REFERENCE.fullmatch(text) is not None
+from optkit.model.user_code import named
 
 
 def open_function(source: str, *, base: Path, samples: int | None, sizes: Callable[[Arrays], int]) -> ArrayReader:
@@ -54,7 +44,7 @@ def first_item(source: str, *, base: Path) -> Arrays:
 
 
 def _items(source: str, base: Path) -> Iterator[Any]:
-    function = _load(source, base)
+    function = named(source, base=base, what="function", blame=DataError)
     try:
         made: Iterable[Any] = function()
         yield from made
@@ -88,42 +78,3 @@ def _array(value: Any, where: str) -> Array:
             fix="yield ragged samples as items of their own; each batch is padded",
         ) from error
     return array
-
-
-def _load(source: str, base: Path) -> Callable[[], Iterable[Any]]:
-    match = _REFERENCE.fullmatch(source)
-    if match is None:
-        raise DataError(
-            f"'{source}' does not name a function.",
-            expected="pkg.module:fn or FILE.py:fn",
-            fix="write it like my_data.py:evaluation",
-        )
-    module = _module(match["module"], base, source)
-    function = getattr(module, match["name"], None)
-    if not callable(function):
-        raise DataError(
-            f"{match['module']} has no function '{match['name']}'{did_you_mean(match['name'], vars(module))}.",
-            expected="a function without arguments",
-            fix="check the name after the colon",
-        )
-    return function  # type: ignore[no-any-return]  # its signature is only known by calling it
-
-
-def _module(name: str, base: Path, source: str) -> Any:
-    try:
-        return _from_file(base / name) if name.endswith(".py") else importlib.import_module(name)
-    except Exception as error:  # importing runs a user's own code, which may raise anything
-        raise DataError(
-            f"The code of {source} cannot be imported: {type(error).__name__}: {error}.",
-            expected="an importable module, or a path to a .py file",
-            fix="check the path, and that `python -c 'import ...'` works in this environment",
-        ) from error
-
-
-def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from optkit.data._function import is_reference
 from optkit.data._reader import did_you_mean
 from optkit.data.preprocess import parse_preprocess
 from optkit.data.spec import DataSource, Split
 from optkit.errors import DataError
+from optkit.model.user_code import is_reference
 
 KeyPath = tuple[str | int, ...]
 Metric = str | dict[str, Any]

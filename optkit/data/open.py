@@ -11,7 +11,7 @@ import numpy as np
 
 from optkit.data._bind import Binding, bind, group_column, label_column
 from optkit.data._feed import constant_input, sample_axes
-from optkit.data._function import first_item, is_reference, open_function
+from optkit.data._function import first_item, open_function
 from optkit.data._images import ENDINGS, ImageReader, image_files, open_images
 from optkit.data._npz import open_npz, open_npz_dir, read_headers
 from optkit.data._reader import LABEL_NAMES, Reader, as_labels
@@ -23,6 +23,7 @@ from optkit.data.preprocess import parse_preprocess
 from optkit.data.spec import DataSource
 from optkit.errors import DataError
 from optkit.model.signature import Signature, TensorSpec
+from optkit.model.user_code import is_reference
 
 __all__ = ["DataFile", "find_data_file", "infer_inputs", "open_dataset", "open_inputs"]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Mapping
-from importlib import import_module, util
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -27,6 +25,7 @@ from optkit.evaluate.task_metrics import (
     Top1,
     Top5,
 )
+from optkit.model.user_code import named
 
 __all__ = ["SHIPPED", "Fitted", "Metric", "OverAll", "Prepared", "Scaled", "load_metric", "metric_name", "needs_labels"]
 
@@ -168,14 +167,13 @@ def _refused_code(reference: str) -> GivenError:
 
 
 def _from_code(reference: str, args: dict[str, Any], base: Path) -> Metric:
-    place, _, attribute = reference.rpartition(":")
+    found = named(reference, base=base, what="metric", blame=GivenError)
     try:
-        found = getattr(_module(place, base), attribute)
         metric = found(**args) if isinstance(found, type) else found
-    except Exception as error:  # the user's code may raise anything while it is imported or called
+    except Exception as error:  # the user's code may raise anything
         raise GivenError(
-            f"The metric '{reference}' cannot be loaded: {type(error).__name__}: {error}",
-            expected="pkg.module:Class or FILE.py:Class that can be imported from here",
+            f"The metric '{reference}' cannot be made: {type(error).__name__}: {error}",
+            expected="a class that takes the args given with it",
             fix="mend it, or name another metric",
         ) from error
     if not isinstance(metric, Metric):
@@ -185,17 +183,3 @@ def _from_code(reference: str, args: dict[str, Any], base: Path) -> Metric:
             fix="add what is missing",
         )
     return metric
-
-
-def _module(place: str, base: Path) -> Any:
-    """The module of that name, or the Python file at that path."""
-    if not place.endswith(".py"):
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
-        return import_module(place)
-    spec = util.spec_from_file_location(Path(place).stem, base / place)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no Python file at {base / place}")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

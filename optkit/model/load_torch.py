@@ -142,7 +142,7 @@ def _from_pickle(model: Model) -> nn.Module:
     import torch
     from torch import nn
 
-    from optkit.model.factory import importable
+    from optkit.model.user_code import importable
 
     if not model.trust_pickle:
         raise ModelError(

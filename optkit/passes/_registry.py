@@ -7,6 +7,7 @@ from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 from optkit.errors import PackageError, RecipeError
 from optkit.passes._base import Pass
@@ -74,18 +75,32 @@ def _load_third_party(name: str) -> type[Pass]:
     point = _third_party()[name]
     try:
         found = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # importing it runs code that is not ours
         raise PackageError(
             f"The pass '{name}' of {point.value} cannot be imported: {type(error).__name__}: {error}",
+            expected="a class that can be imported",
             fix=f"mend or uninstall the package that provides {point.value}",
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Pass)):
+    lack = _lack(found, name)
+    if lack:
         raise PackageError(
-            f"The entry point '{name}' of {point.value} is no pass.",
-            expected="a subclass of optkit.Pass",
-            fix="point the entry point at the class",
+            f"The pass '{name}' of {point.value} {lack}.",
+            expected=f"a subclass of optkit.Pass with a docstring, forms and a kind, whose name() is '{name}'",
+            fix="tell its author",
         )
-    return found
+    return cast("type[Pass]", found)
+
+
+def _lack(found: object, name: str) -> str:
+    """Empty, or why a third party's object does not do as the pass of that name."""
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        return "is no pass"
+    if not (found.__doc__ or "").strip():
+        return "has no docstring"
+    missing = [fact for fact in ("forms", "kind") if not hasattr(found, fact)]
+    if missing:
+        return f"does not state its {missing[0]}"
+    return "" if found.name() == name else f"calls itself '{found.name()}'"
 
 
 def missing_packages(cls: type[Pass]) -> list[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,9 +52,21 @@ def make(job: Job, pass_: Pass, before: Model, *, label: str, watch: Progress = 
         cached = folder is not None
         if folder is None:
             child = needs_child(before)
-            folder = isolated(child, _make, job, pass_, before, key, label, silent if child else watch)
+            with _named(label):
+                folder = isolated(child, _make, job, pass_, before, key, label, silent if child else watch)
     facts = json.loads((folder / "outcome.json").read_text())
     return Made(_unpack(facts, folder, before, pass_), facts, key, cached)
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """A worker process that died cannot say which step it was at."""
+    try:
+        yield
+    except PassError as error:
+        if isinstance(error.__cause__, BrokenProcessPool):
+            error.message = f"The step '{label}' failed: {error.message}"
+        raise
 
 
 def _unpack(facts: Mapping[str, Any], folder: Path, before: Model, pass_: Pass) -> Model | None:
@@ -166,9 +181,10 @@ def _machine_features() -> tuple[str, ...]:
 def _source_digest(cls: type[Pass]) -> str:
     """Over the pass's file, those of its bases, and the ``_`` helpers beside each and of optkit's own passes.
 
-    So an edited pass is never served from the cache, nor is one without a file (typed into a notebook).
+    Of a third party's package all modules count. So an edited pass is never served from the cache, nor is one without
+    a file (typed into a notebook).
     """
-    files = set(_helpers(Path(_registry.__file__).parent))
+    files = {*_helpers(Path(_registry.__file__).parent), *_package_files(cls)}
     for base in cls.__mro__[: cls.__mro__.index(Pass)]:
         try:
             source = inspect.getsourcefile(base)
@@ -178,6 +194,14 @@ def _source_digest(cls: type[Pass]) -> str:
             return _TOKENS.setdefault(cls, uuid.uuid4().hex)
         files |= {Path(source), *_helpers(Path(source).parent)}
     return sha256_files(sorted(files))
+
+
+def _package_files(cls: type[Pass]) -> list[Path]:
+    """Every module of the package that a third party's pass is in; none where it is a lone file."""
+    name = cls.__module__.partition(".")[0]
+    start = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+    third_party = name != "optkit" and start.name == "__init__.py"
+    return list(start.parent.rglob("*.py")) if third_party else []
 
 
 def _helpers(folder: Path) -> list[Path]:

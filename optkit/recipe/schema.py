@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from optkit.errors import PackageError
 from optkit.model.model import Form
 from optkit.passes._base import Pass
-from optkit.passes._registry import find, own_names
+from optkit.passes._registry import find, names, own_names
 from optkit.recipe.recipe import Recipe, Step
 
 
@@ -62,6 +63,18 @@ def pass_facts(cls: type[Pass]) -> dict[str, Any]:
         "may_change": sorted(cls.may_change),
         "options": {name: _option(spec) for name, spec in properties.items()},
     }
+
+
+def all_pass_facts() -> list[dict[str, Any]]:
+    """What every pass is, third-party ones too; of those that cannot be imported only ``name`` and ``problem``."""
+    return [_facts_or_problem(name) for name in names()]
+
+
+def _facts_or_problem(name: str) -> dict[str, Any]:
+    try:
+        return pass_facts(find(name))
+    except PackageError as error:
+        return {"name": name, "problem": error.message}
 
 
 def _body(doc: str) -> str:

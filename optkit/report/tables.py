@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from optkit.model.manifest import LimitResult, Manifest, OutputFidelity, Ratio, StepRecord, Verdict
 
-
 BRIEF = 70
 """Characters up to which a step's changes are all listed."""
 

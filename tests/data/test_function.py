@@ -90,8 +90,8 @@ def test_inputs_from_the_first_item(tmp_path):
         ("mine.py:jagged", "'x' in item 0 .* is no rectangular array"),
         ("mine.py:objects", "input 'x' are object"),
         ("mine.py:nothing", "hold no samples"),
-        ("mine.py:batchs", "has no function 'batchs' .did you mean 'batches'"),
-        ("none.py:batches", "cannot be imported"),
+        ("mine.py:batchs", "has no function 'batchs'; did you mean 'batches'"),
+        ("none.py:batches", "There is no file"),
         ("no_such_module_here:fn", "cannot be imported: ModuleNotFoundError"),
     ],
 )
