@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import onnx
 import onnxruntime as ort
 
 from optkit.data.dataset import Array, Arrays, Batch, Dataset
-from optkit.model.manifest import Ratio, Verdict
+from optkit.evaluate.limits import Limits
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.passes._base import Outcome, Pass
+from optkit.pipeline.cache import Cache
+from optkit.pipeline.context import StepContext
+from optkit.pipeline.job import Job
 
 _ROOT = tempfile.TemporaryDirectory(prefix="optkit-test-")
 Data = Mapping[str, Dataset | Arrays]
@@ -31,11 +34,22 @@ def run_pass(
     target: Target | None = None,
     seed: int = 0,
 ) -> Outcome:
-    """What ``pass_`` makes of ``model``; ``data`` maps splits to datasets or to arrays whose axis 0 is the samples."""
+    """What ``pass_`` makes of ``model``, in the pipeline's own context.
+
+    ``data`` maps splits to datasets or to arrays whose axis 0 is the samples.
+    """
     opened = open_any(model)
     splits = {split: as_dataset(split, found) for split, found in (data or {}).items()}
-    ctx = SmallContext(opened, fresh_dir(), target or Target(), seed, splits)
-    return pass_(opened, ctx)
+    job = Job(
+        original=opened,
+        target=target or Target(threads=1),
+        splits=splits,
+        limits=Limits(),
+        exact=pass_.kind == "exact",
+        cache=Cache(fresh_dir()),
+        seed=seed,
+    )
+    return pass_(opened, StepContext(job, fresh_dir(), pass_.name(), reads=frozenset(pass_.uses_data)))
 
 
 def fresh_dir() -> Path:
@@ -83,47 +97,6 @@ class MemoryData:
 
     def subset(self, indices: Array, split: str) -> MemoryData:
         return MemoryData(split, {name: array[indices] for name, array in self.arrays.items()}, self.batch)
-
-
-@dataclass
-class SmallContext:
-    """What a pass may know and use, without the pipeline around it."""
-
-    original: Model
-    workdir: Path
-    target: Target
-    seed: int
-    data: Mapping[str, Dataset]
-    runs: list[tuple[str, ...]] = field(default_factory=list)
-    """The outputs asked for by every ``run``."""
-
-    def batches(self, split: str) -> Dataset:
-        return self.data[split]
-
-    def run(self, model: Model, batches: Dataset, outputs: Sequence[str] | None = None) -> Iterator[Arrays]:
-        self.runs.append(tuple(outputs or ()))
-        session = session_of(model.path, outputs=outputs, config=model.session)
-        names = [value.name for value in session.get_outputs()]
-        wanted = [name for name in names if outputs is None or name in outputs]
-        for batch in batches.batches():
-            yield dict(zip(wanted, session.run(wanted, batch.inputs), strict=True))
-
-    def load_torch(self, model: Model) -> Any:
-        from optkit.model.load_torch import load_module
-
-        return load_module(model)
-
-    def to_onnx(self, model: Model) -> Model:
-        raise NotImplementedError
-
-    def time(self, models: Sequence[Model]) -> list[Ratio]:
-        raise NotImplementedError
-
-    def judge(self, model: Model) -> Verdict:
-        raise NotImplementedError
-
-    def progress(self, done: int, total: int) -> None:
-        assert 0 <= done <= total
 
 
 def session_of(

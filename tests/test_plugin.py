@@ -41,7 +41,16 @@ class HalveWeights(Pass):
         return Outcome(made, 1, changes=[(self.layer, f"times {FACTOR}")])
 '''
 BROKEN = "import a_package_that_is_not_there\n"
-NAMELESS = "from optkit import Pass\n\n\nclass Other(Pass):\n    '''A pass by another name.'''\n\n    forms = {}\n    kind = 'exact'\n"
+NAMELESS = """\
+from optkit import Pass
+
+
+class Other(Pass):
+    'A pass by another name.'
+
+    forms = {}
+    kind = "exact"
+"""
 
 
 class Installed:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -26,3 +26,29 @@ def efficientnet_lite0() -> nn.Module:
 def _add_path(folder: str) -> None:
     if folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+def speaker_encoder() -> nn.Module:
+    """Resemblyzer's voice encoder, by the layout of its checkpoint: mels float32[B, T, 40] -> float32[B, 256].
+
+    Three LSTM layers, the last hidden state through a linear layer and ReLU, scaled to unit length (Wan et al. 2018,
+    "Generalized End-to-End Loss for Speaker Verification").
+    """
+    import torch
+    from torch import nn
+
+    class SpeakerEncoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(40, 256, 3, batch_first=True)
+            self.linear = nn.Linear(256, 256)
+            # The checkpoint carries the training loss's scale and offset; strict loading wants them here.
+            self.similarity_weight = nn.Parameter(torch.ones(1))
+            self.similarity_bias = nn.Parameter(torch.zeros(1))
+
+        def forward(self, mels: Tensor) -> dict[str, Tensor]:
+            _, (hidden, _) = self.lstm(mels)
+            raw = torch.relu(self.linear(hidden[-1]))
+            return {"embedding": raw / raw.norm(dim=1, keepdim=True)}
+
+    return SpeakerEncoder()

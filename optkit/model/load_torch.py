@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.errors import ModelError, PackageError
 from optkit.model.archive_check import check_pt2, check_torchscript
 from optkit.model.model import Model
+from optkit.model.pickle_file import STATE_KEYS, state_dict_of
 from optkit.model.torch_call import bind_inputs, forward_names, name_outputs, to_tensor
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bind_inputs", "first_line", "forward_names", "load_exported", "load_module", "name_outputs", "to_tensor"]
 
-_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
-"""Keys under which training scripts keep the state_dict in a checkpoint."""
 
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
@@ -153,7 +152,7 @@ def _from_pickle(model: Model) -> nn.Module:
         )
     with importable(Path.cwd()), _told(model, "torch.load"):
         found = torch.load(model.path, map_location="cpu", weights_only=False)
-    nested = [found[key] for key in _NESTED if key in found] if isinstance(found, Mapping) else []
+    nested = [found[key] for key in STATE_KEYS if key in found] if isinstance(found, Mapping) else []
     module = next((each for each in [found, *nested] if isinstance(each, nn.Module)), None)
     if module is None:
         raise ModelError(
@@ -215,24 +214,20 @@ def _read_safetensors(model: Model) -> dict[str, Tensor]:
 
 
 def _state_dict(found: Any, model: Model) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: itself, or what lies under one of the usual keys."""
+    """The tensors of a checkpoint: itself, or what lies under one of the usual keys; modules count by their own."""
     from torch import Tensor, nn
 
     if isinstance(found, nn.Module):
         return dict(found.state_dict())
     if isinstance(found, Mapping):
-        if found and all(isinstance(value, Tensor) for value in found.values()):
-            return dict(found)
-        for key in _NESTED:
-            if isinstance(found.get(key), Mapping | nn.Module):
-                return _state_dict(found[key], model)
-        tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-        if len(tensors) * 2 > len(found):
-            return tensors
+        plain = {key: value.state_dict() if isinstance(value, nn.Module) else value for key, value in found.items()}
+        _, weights = state_dict_of(plain, lambda value: isinstance(value, Tensor))
+        if weights:
+            return dict(weights)
     raise ModelError(
         f"{model.path.name} holds no state_dict, but "
         + (f"the keys {', '.join(map(str, list(found)[:8]))}." if isinstance(found, Mapping) else "something else."),
-        expected="name -> tensor, or a checkpoint that keeps this under " + ", ".join(_NESTED),
+        expected="name -> tensor, or a checkpoint that keeps this under " + ", ".join(STATE_KEYS),
         fix="save module.state_dict() alone",
         file=model.path,
     )

@@ -62,7 +62,7 @@ def comparison(original: str | Path | Model, result: str | Path | Model, options
     gathered = gather(first, flags=options.get("data") or _recipe_data(recipe), metric=options.get("metric"))
     if not gathered.preprocess:
         gathered = replace(gathered, preprocess=second.assets.preprocess, assets_dir=second.assets.folder)
-    metric = gathered.metric or recipe.get("metric")
+    metric = gathered.metric or _recipe_metric(recipe)
     target = as_target(None, options)
     require(target.provider)
     first = complete_inputs(first, gathered)
@@ -103,6 +103,13 @@ def read_manifest(model_path: Path) -> Manifest | None:
             expected="the manifest.json that optkit wrote",
             fix="make the bundle again with optkit optimize",
         ) from error
+
+
+def _recipe_metric(recipe: Mapping[str, Any]) -> Any:
+    """The metric of the bundle's recipe; code only a flag may name."""
+    metric = recipe.get("metric")
+    name = metric.get("name") if isinstance(metric, Mapping) else metric
+    return None if ":" in str(name) else metric
 
 
 def _recipe_data(recipe: Mapping[str, Any]) -> dict[str, Any] | None:

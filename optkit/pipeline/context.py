@@ -11,6 +11,7 @@ from optkit.bench.ratio import Candidate, Timed, compare_latency
 from optkit.data.dataset import Arrays, Dataset
 from optkit.errors import PassError
 from optkit.evaluate.judge import judge
+from optkit.evaluate.metrics import Metric, needs_labels
 from optkit.model.manifest import Ratio, Verdict
 from optkit.model.model import Model
 from optkit.model.target import Target
@@ -103,8 +104,7 @@ def judge_on(
     job: Job, model: Model, dataset: Dataset, dropped: Sequence[str] = (), allowed: frozenset[str] = frozenset()
 ) -> Verdict:
     """The accuracy verdict on a model against the original, on one dataset."""
-    metric = None if dataset.synthetic and not job.metric_asked else job.load_metric()
-    fit = None
+    metric, fit = _metric(job, dataset), None
     if metric is not None and "fit" in job.splits:
         fit = (job.splits["fit"], original_outputs(job, job.splits["fit"]))
     with open_runner(model, job.target) as runner:
@@ -121,6 +121,16 @@ def judge_on(
             may_change=allowed,
             fit=fit,
         )
+
+
+def _metric(job: Job, dataset: Dataset) -> Metric | None:
+    """The metric; None where it was only found (in a data.yaml, a bundle) and these data do not allow for it."""
+    if dataset.synthetic and not job.metric_asked:
+        return None
+    metric = job.load_metric()
+    stated = job.metric_asked or job.metric_code
+    unlabelled = metric is not None and dataset.labels is None and needs_labels(metric)
+    return None if unlabelled and not stated else metric
 
 
 def time_models(job: Job, models: Sequence[Model], budget_s: float = 4.0) -> list[Ratio]:

@@ -77,18 +77,19 @@ def gather(
     sources: dict[str, Source] = {}
     if found is not None:
         sources |= {split: Source(spec, found.base, False) for split, spec in found.data.items()}
+    stated: dict[str, Source] = {}
     if recipe is not None:
-        sources |= {split: Source(spec, recipe.base, True) for split, spec in recipe.data.items()}
-    given = parse_data_flags(flags)
-    if "evaluation" in given and "search" not in given:
-        sources.pop("search", None)
-    sources |= given
+        stated |= {split: Source(spec, recipe.base, True) for split, spec in recipe.data.items()}
+    for given in (stated, parse_data_flags(flags)):
+        if "evaluation" in given and "search" not in given:
+            sources.pop("search", None)
+        sources |= given
     preprocess, folder = _preprocess(model, recipe, found)
     chosen = metric or (recipe.metric if recipe else None)
     code = chosen is not None
     if chosen is None and found is not None:
         chosen = found.metric
-    notes = (f"data from {found.path}",) if found is not None and found.data and not given else ()
+    notes = (f"data from {found.path}",) if found is not None and found.data and not flags else ()
     return Gathered(sources, preprocess, folder, chosen, code, notes)
 
 

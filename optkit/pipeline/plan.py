@@ -27,7 +27,7 @@ from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import ensure_references, original_outputs, original_target
 from optkit.pipeline.steps import skip_by_rule
-from optkit.recipe.recipe import Recipe, Step
+from optkit.recipe.recipe import Recipe, Step, rooted_source
 from optkit.runner.open import open_runner
 from optkit.runner.providers import require
 
@@ -142,7 +142,20 @@ def make_plan(
             _check_step(planned, job)
     check_metric(job)
     job = replace(job, original=probe(job, write=write))
-    return Plan(job, recipe, tuple(steps), out, gathered.notes)
+    return Plan(job, _as_asked(recipe, job, gathered, options), tuple(steps), out, gathered.notes)
+
+
+def _as_asked(recipe: Recipe, job: Job, gathered: Gathered, options: Options) -> Recipe:
+    """The recipe with what the options and ``data.yaml`` said written into it, so that it alone does the same again."""
+    threads = options.get("threads") or recipe.target.threads
+    return recipe.model_copy(
+        update={
+            "data": {split: rooted_source(source.spec, source.base) for split, source in gathered.sources.items()},
+            "metric": gathered.metric,
+            "limits": job.limits,
+            "target": recipe.target.model_copy(update={"provider": job.target.provider, "threads": threads}),
+        }
+    )
 
 
 def as_recipe(recipe: str | Path | Recipe | Pass | Sequence[Pass]) -> Recipe:
@@ -240,7 +253,7 @@ def chain(recipe: Recipe, model: Model, target: Target) -> list[Planned]:
     """The steps with their forms.
 
     Raises:
-        RecipeError: a pass cannot take what the one before it gives.
+        RecipeError: a pass cannot take what the one before it gives, or none exports a torch model.
     """
     form, planned = model.form, []
     for step in recipe.passes:
@@ -255,6 +268,12 @@ def chain(recipe: Recipe, model: Model, target: Target) -> list[Planned]:
             )
         planned.append(Planned(step, form, gives, skip))
         form = gives
+    if form == "torch":
+        raise RecipeError(
+            "The recipe leaves the model in the form torch.",
+            expected="a pass that exports it, and runs for this target",
+            fix="add '- export-onnx' to the recipe",
+        )
     return planned
 
 
@@ -308,8 +327,8 @@ def probe(job: Job, *, write: bool) -> Model:
         inputs, outputs = next(iter(evaluation.batches())).inputs, next(original_outputs(job, evaluation))
     else:
         inputs, outputs = isolated(needs_child(original), _run_once, original, job.target, _head(evaluation))
-    sizes = _sizes(original.signature, inputs)
-    made = tuple(TensorSpec(name, str(array.dtype), _named(array, sizes)) for name, array in outputs.items())
+    sizes, batch = _sizes(original.signature, inputs), _batch(original.signature, inputs)
+    made = tuple(TensorSpec(name, str(array.dtype), _named(array, sizes, batch)) for name, array in outputs.items())
     return original.with_signature(Signature(original.signature.inputs, made))
 
 
@@ -332,8 +351,21 @@ def _sizes(signature: Signature, inputs: Arrays) -> dict[int, str]:
     return {size: names.pop() for size, names in found.items() if len(names) == 1}
 
 
-def _named(array: Any, sizes: Mapping[int, str]) -> tuple[int | str, ...]:
+def _batch(signature: Signature, inputs: Arrays) -> tuple[int, str] | None:
+    """Size and name of the batch dimension, where it is dynamic."""
+    axes = signature.batch_axes()
+    for spec in signature.inputs:
+        axis = axes[spec.name]
+        if axis is not None and spec.shape is not None and isinstance(spec.shape[axis], str):
+            return inputs[spec.name].shape[axis], str(spec.shape[axis])
+    return None
+
+
+def _named(array: Any, sizes: Mapping[int, str], batch: tuple[int, str] | None) -> tuple[int | str, ...]:
+    """The shape with the names of dynamic dimensions; samples come first, whatever else has that size."""
     names = [sizes.get(size, "") for size in array.shape]
+    if batch is not None and array.ndim and array.shape[0] == batch[0]:
+        names[0] = batch[1]
     return tuple(name if name and not name.isdigit() else size for name, size in zip(names, array.shape, strict=True))
 
 
@@ -344,7 +376,8 @@ def default_output(model: str | Path | Model, recipe: Recipe) -> Path:
         UsageError: the model has no name to take it from.
     """
     path = model.path if isinstance(model, Model) else Path(model)
-    stem = path.resolve().name.split(".")[0]
+    named = path if path.name.strip(".") else path.resolve()
+    stem = named.name.split(".")[0]
     if not stem:
         raise UsageError("The output has no name.", expected="an output folder", fix="give it with -o")
     return Path(f"{stem}.{recipe.name}")

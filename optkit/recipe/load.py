@@ -26,7 +26,7 @@ def shipped_folder() -> Path:
 
 def shipped() -> dict[str, Path]:
     """Name -> file of every shipped recipe."""
-    return {file.stem: file for file in sorted(shipped_folder().glob("*.yaml"))}
+    return {file.stem: file for file in sorted(shipped_folder().glob("*.yaml"), key=lambda file: file.stem)}
 
 
 def find_recipe(name_or_file: str) -> Path:

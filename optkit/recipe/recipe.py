@@ -152,8 +152,11 @@ class Recipe(_Frozen):
         return load_recipe(str(name_or_file), sets)
 
     def rooted(self, base: Path) -> Recipe:
-        """The same recipe with relative paths counting from ``base``."""
-        copy = self.model_copy()
+        """The same recipe with relative paths counting from ``base``, and a metric's file found there."""
+        metric = self.metric
+        if isinstance(metric, dict) and "name" in metric:
+            metric = {**metric, "name": absolute(str(metric["name"]), base)}
+        copy = self.model_copy(update={"metric": absolute(metric, base) if isinstance(metric, str) else metric})
         copy._base = base
         return copy
 
@@ -161,9 +164,12 @@ class Recipe(_Frozen):
         """The recipe with every default spelled out, as plain data that loads again."""
         plain = self.model_dump(mode="json", exclude={"passes", "data"}, exclude_none=True)
         plain["data"] = {
-            split: source.model_dump(mode="json", exclude_none=True) | {"source": self._absolute(source)}
+            split: rooted_source(source, self.base).model_dump(mode="json", exclude_none=True)
             for split, source in self.data.items()
         }
+        for entry in plain["preprocess"].values():
+            if "tokenizer" in entry:
+                entry["tokenizer"] = absolute(str(entry["tokenizer"]), self.base)
         order = list(type(self).model_fields)
         plain["passes"] = [step.resolved() for step in self.passes]
         return {key: plain[key] for key in order if key in plain}
@@ -174,6 +180,16 @@ class Recipe(_Frozen):
 
         return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=110)
 
-    def _absolute(self, source: DataSource) -> str:
-        path = self.base / source.source
-        return str(path.resolve()) if path.exists() else source.source
+
+def rooted_source(source: DataSource, base: Path) -> DataSource:
+    """The source with its paths made absolute."""
+    labels = None if source.labels is None else absolute(source.labels, base)
+    return source.model_copy(update={"source": absolute(source.source, base), "labels": labels})
+
+
+def absolute(reference: str, base: Path) -> str:
+    """A path, or the file of ``FILE.py:name``, counted from ``base``; what is no file there stays as it is."""
+    place, colon, _ = reference.rpartition(":")
+    file = place if colon and place.endswith(".py") else reference
+    path = base / Path(file).expanduser()
+    return str(path.resolve()) + reference[len(file) :] if path.exists() else reference

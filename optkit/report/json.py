@@ -57,18 +57,23 @@ class Envelope(BaseModel):
 
 
 def output_schema() -> dict[str, Any]:
-    """JSON schema of every ``--json``: the envelope, with the results of optimize (Manifest) and check (Verdict)."""
+    """JSON schema (2020-12) of every ``--json``: the envelope, and what stands in it as ``result``."""
     from optkit.model.manifest import Manifest, Verdict
+    from optkit.report.doctor import Diagnosis
+    from optkit.report.inspect import Inspection
+    from optkit.report.run import RunFacts
 
+    kinds: tuple[type[BaseModel], ...] = (Manifest, Verdict, RunFacts, Inspection, Diagnosis)
     schema = Envelope.model_json_schema(by_alias=True, mode="serialization")
     definitions = schema.setdefault("$defs", {})
-    for facts in (Manifest, Verdict):
-        own = facts.model_json_schema(mode="serialization")
+    for kind in kinds:
+        own = kind.model_json_schema(mode="serialization")
         definitions.update(own.pop("$defs", {}))
-        definitions[facts.__name__] = own
+        definitions[kind.__name__] = own
     schema["properties"]["result"] = {
-        "description": "optimize: Manifest; check and run --against: Verdict; other verbs: their own facts",
-        "anyOf": [{"$ref": "#/$defs/Manifest"}, {"$ref": "#/$defs/Verdict"}, {}],
+        "description": "optimize: Manifest; check and run --against: Verdict; run: RunFacts; inspect: Inspection; "
+        "doctor: Diagnosis; other verbs: their own facts",
+        "anyOf": [*({"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds), {}],
     }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "optkit --json, schema 1"

@@ -124,10 +124,12 @@ def _limit_row(limit: LimitResult) -> tuple[str, ...]:
 
 
 def measured_on(verdict: Verdict) -> str:
-    """One sentence: what the numbers were measured on."""
+    """What the numbers were measured on, and what was left out."""
     on = verdict.measured_on
     made_up = "; SYNTHETIC inputs, so these numbers say little about real ones" if on.synthetic else ""
-    return f"Measured on {on.samples} samples of {on.source} ({on.split}), batch {on.batch}{made_up}."
+    gone = ", ".join(verdict.dropped_outputs)
+    left_out = f" Left out, because a pass removed it by declaration: {gone}." if gone else ""
+    return f"Measured on {on.samples} samples of {on.source} ({on.split}), batch {on.batch}{made_up}.{left_out}"
 
 
 def verdict_line(verdict: Verdict) -> str:

@@ -187,13 +187,18 @@ def test_what_appears_meanwhile_is_not_replaced_without_force(tmp_path: Path, na
 
 def test_somebody_elses_data_file_is_not_replaced_without_force(tmp_path: Path) -> None:
     (tmp_path / "out.onnx.data").write_text("mine")
-    for force in (False, True):
-        with pytest.raises(OutputError) if not force else staged(tmp_path / "other", force=False):
-            with staged(tmp_path / "out.onnx", force=force) as folder:
-                (folder / "out.onnx").write_text("new")
-                (folder / "out.onnx.data").write_text("new")
-        assert (tmp_path / "out.onnx.data").read_text() == ("new" if force else "mine")
-        assert (tmp_path / "out.onnx").exists() is force
+    with (
+        pytest.raises(OutputError, match=r"out\.onnx\.data exists"),
+        staged(tmp_path / "out.onnx", force=False) as folder,
+    ):
+        for name in ("out.onnx", "out.onnx.data"):
+            (folder / name).write_text("new")
+    assert names(tmp_path) == ["out.onnx.data"]
+    assert (tmp_path / "out.onnx.data").read_text() == "mine"
+    with staged(tmp_path / "out.onnx", force=True) as folder:
+        for name in ("out.onnx", "out.onnx.data"):
+            (folder / name).write_text("new")
+    assert {(tmp_path / name).read_text() for name in ("out.onnx", "out.onnx.data")} == {"new"}
 
 
 def test_a_model_never_stands_beside_another_ones_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

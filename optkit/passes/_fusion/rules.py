@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optkit.model.target import Target
+from optkit.passes._fusion.attention import mask_rules, sdpa_rules
+from optkit.passes._fusion.gelu import tanh_rules
 from optkit.passes._fusion.shapes import infer_symbolic_shapes
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def fuse(model: ir.Model, families: Families) -> ir.Model:
 
     ends = [(value, value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
     if families == EVERYTHING:
+        _know_shapes(model)
         optimize_for_ort(model)
     else:
         _fuse_families(model, families)
@@ -55,21 +58,29 @@ def _fuse_families(model: ir.Model, families: Families) -> None:
     from onnxscript.rewriter.ort_fusions.gelu import fuse_gelu
     from onnxscript.rewriter.ort_fusions.rms_normalization import fuse_rms_normalization
 
+    _know_shapes(model)
     rewrite(model, _gemm_rules())
-    common.ShapeInferencePass()(model)
-    infer_symbolic_shapes(model)
     optimize(model)
     shape_optimization.rules.apply_to_model(model)
     optimize(model)
+    _know_shapes(model)
     if "gelu" in families:
         fuse_erfgelu(model)
         fuse_gelu(model)
+        tanh_rules().apply_to_model(model)
     if "normalization" in families:
         fuse_rms_normalization(model)
     if "attention" in families:
         _fuse_attention(model)
     optimize(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=1)(model)
+
+
+def _know_shapes(model: ir.Model) -> None:
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass()(model)
+    infer_symbolic_shapes(model)
 
 
 def _gemm_rules() -> list[object]:
@@ -86,14 +97,16 @@ def _fuse_attention(model: ir.Model) -> None:
     from onnxscript.rewriter.ort_fusions.gqa import fuse_gqa
     from onnxscript.rewriter.ort_fusions.mha import fuse_mha1, fuse_mha2
     from onnxscript.rewriter.ort_fusions.mha_scale import fuse_mha_scale
-    from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
     from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
 
     rotary_embedding.fuse_rotary_embedding(model)
     fuse_cos_sin_cache(model)
     CommonSubexpressionEliminationPass()(model)
     rotary_embedding.fuse_partial_rotary_embedding(model)
-    fuse_sdpa(model, apply_shape_inference=True)
+    mask_rules().apply_to_model(model)
+    sdpa_rules().apply_to_model(model)
+    CommonSubexpressionEliminationPass()(model)
+    _know_shapes(model)
     _keep_flattening_apart(model)
     for step in (fuse_gqa, fuse_mha1, fuse_mha2, fuse_mha_scale, replace_sdpa_by_mha):
         step(model)
