@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,18 @@ def run_pass(
         limits=Limits(),
         exact=pass_.kind == "exact",
         cache=Cache(fresh_dir()),
+        synthetic_calibration=True,
         seed=seed,
     )
-    return pass_(opened, StepContext(job, fresh_dir(), pass_.name(), reads=frozenset(pass_.uses_data)))
+    return pass_(opened, _Here(job, fresh_dir(), pass_.name(), reads=frozenset(pass_.uses_data)))
+
+
+class _Here(StepContext):
+    """The real context; only models run on the CPU, so that passes can be tried for providers this machine lacks."""
+
+    def run(self, model: Model, batches: Dataset, outputs: Sequence[str] | None = None) -> Iterator[Arrays]:
+        here = replace(self.job, target=Target("cpu", 1))
+        return StepContext(here, self.workdir, self.step).run(model, batches, outputs)
 
 
 def fresh_dir() -> Path:

@@ -242,6 +242,41 @@ def test_a_factory_file_that_is_missing(tmp_path: Path) -> None:
     refused(tmp_path, *asked, kind="model-error", words=("my_factory.py", "does not exist"), fix="path")
 
 
+# --- recipe ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words", "fix"),
+    [
+        ("passes:\n  - quantise-dynamic\n", "3:5", "no pass 'quantise-dynamic'", "did you mean 'quantize-dynamic'?"),
+        (
+            "passes:\n  - quantize-dynamic: {per_chanel: true}\n",
+            "3:24",
+            "no option 'per_chanel'",
+            "did you mean 'per_channel'?",
+        ),
+        ("passes:\n  - quantize-dynamic:\n      per_channel: 7\n", "4:7", "valid boolean", "optkit passes show"),
+        ("passes:\n  - quantize-dynamic: {per_channel: true\n", "4:1", "not valid YAML", "look at this line"),
+        ("passes: [simplify]\nname: a\nname: b\n", "4:1", "'name' stands here a second time", "remove one"),
+        ("passes: [simplify]\nlimit: {cosine: 0.9}\n", "3:1", "no key 'limit'", "did you mean 'limits'?"),
+    ],
+    ids=["unknown pass", "unknown option", "wrong type", "syntax", "duplicate key", "unknown key"],
+)
+def test_a_mistake_in_the_recipe(tmp_path: Path, text: str, place: str, words: str, fix: str) -> None:
+    model, recipe = write_mlp(tmp_path / "m.onnx"), tmp_path / "r.yaml"
+    recipe.write_text(f"version: 1\n{text}")
+    asked = (model, "-r", recipe)
+    refused(tmp_path, *asked, kind="recipe-error", words=(f"{recipe}:{place}: ", words), fix=fix)
+    error = call("optimize", *asked, "--json").body["error"]
+    assert f"{error['file']}:{error['line']}:{error['column']}" == f"{recipe}:{place}"
+
+
+def test_a_recipe_that_is_missing(tmp_path: Path) -> None:
+    asked = (write_mlp(tmp_path / "m.onnx"), "-r", "int9.yaml")
+    words = ("no recipe 'int9.yaml'", "fp32, int8, int8-static")
+    refused(tmp_path, *asked, kind="recipe-error", words=words, fix="did you mean 'int8'?")
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 X = normal(24, 8, seed=9)
@@ -282,6 +317,18 @@ def test_nan_in_data_other_than_the_first_batch_stop_check_too(tmp_path: Path) -
     model = write_mlp(tmp_path / "m.onnx")
     data = write_data(tmp_path / "x.npz", x=np.where(np.arange(24)[:, None] == 21, np.nan, X))
     assert_refused(call("check", model, model, "--data", data), 3, "nan in row 21", fix="remove the sample")
+
+
+def test_libraries_add_nothing_to_the_words(tmp_path: Path) -> None:
+    """In a process of its own, where what C++ code writes to stderr shows too."""
+    model, cut = write_mlp(tmp_path / "m.onnx"), tmp_path / "cut.onnx"
+    cut.write_bytes(model.read_bytes()[:-300])
+    data = write_data(tmp_path / "x.npz", x=X[:, :7])
+    asked = ("-r", write_recipe(tmp_path / "r.yaml"), "--data", data, "-o", tmp_path / "out", "--no-bench")
+    runs = [start("optimize", path, *asked) for path in (cut, model)]
+    for run, words in zip(runs, ("cut off", "size 7"), strict=True):
+        assert_refused(finish(run), 3, words)
+    assert not (tmp_path / "out").exists()
 
 
 # --- the plan: chain, packages, provider ----------------------------------------------------------------------------

@@ -160,7 +160,7 @@ AT_LEAST = frozenset({"cosine", "agreement", "speedup"})
 
 def rule(name: str, value: object) -> str:
     """A limit as a sentence's end: ``>= 0.99``, ``<= 0.001``, ``not-slower``."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:.10g}" if isinstance(value, float) else str(value)
     return text if value == "not-slower" else f"{'>=' if name in AT_LEAST else '<='} {text}"
 
 

@@ -66,12 +66,17 @@ class Signature:
     def batch_axes(self) -> dict[str, int | None]:
         """Input name -> its sample axis; None = a constant that every batch repeats.
 
-        The axis named like a batch wins. Where no input has one, it is axis 0 of every input that has axes.
+        The axis named like a batch wins. Where no input has one, it is axis 0 of every input that has axes, but for
+        those whose axis 0 has a fixed size that the first input's has not (the two layers of a recurrent state).
         """
         named = {spec.name: spec.batch_axis for spec in self.inputs}
         if any(axis is not None for axis in named.values()):
             return named
-        return {spec.name: 0 if spec.shape else None for spec in self.inputs}
+        first = next((spec.shape[0] for spec in self.inputs if spec.shape), None)
+        return {
+            spec.name: 0 if spec.shape and (isinstance(spec.shape[0], str) or spec.shape[0] == first) else None
+            for spec in self.inputs
+        }
 
     def fixed_batch(self) -> int | None:
         """The batch size that is written into the model, or None when it may vary."""

@@ -68,7 +68,9 @@ def _fuse(model: Model, path: Path, families: Families, before: Counter[str]) ->
 
 def _fused_nodes(changes: list[tuple[str, str]]) -> int:
     """How many more nodes of onnxruntime's own operators there are than before; it keeps one in ONNX's domain."""
-    own = ((kind.startswith("com.microsoft.") or kind == "SimplifiedLayerNormalization", what) for kind, what in changes)
+    own = (
+        (kind.startswith("com.microsoft.") or kind == "SimplifiedLayerNormalization", what) for kind, what in changes
+    )
     gains = (what.split(" -> ") for is_own, what in own if is_own)
     return sum(max(0, int(after) - int(before)) for before, after in gains)
 

@@ -151,12 +151,13 @@ def stop_on_miss(verdict: Verdict, facts: Any, records: Sequence[StepRecord] = (
     """
     if verdict.held:
         return
-    missed = [_missed(limit) for limit in verdict.limits if limit.held is False]
-    sentence = "; ".join([*verdict.problems, *missed])
+    missed = [limit for limit in verdict.limits if limit.held is False]
+    sentence = "; ".join([*verdict.problems, *map(_missed, missed)])
     kind: type[OptkitError] = BudgetMissed if verdict.accuracy_held else AccuracyMissed
     costly = _costliest(records) if kind is AccuracyMissed else ""
     on = verdict.measured_on
-    passing = ", ".join(f"--limit {name}={value:.6g}" for name, value in verdict.would_pass.items())
+    near = {limit.name: verdict.would_pass[limit.name] for limit in missed if limit.name in verdict.would_pass}
+    passing = ", ".join(f"--limit {name}={value:.6g}" for name, value in near.items())
     error = kind(
         f"The result misses its limits: {sentence}. {costly}".strip(),
         expected=f"all limits held on {on.samples} samples of {on.source} ({on.split})",

@@ -25,7 +25,7 @@ from optkit.pipeline.contract import check_split
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
 from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
-from optkit.pipeline.reference import ensure_references, original_outputs, original_target
+from optkit.pipeline.reference import ensure_references, made_up_told, original_outputs, original_target
 from optkit.pipeline.steps import skip_by_rule
 from optkit.recipe.recipe import Recipe, Step, rooted_source
 from optkit.runner.open import open_runner
@@ -338,7 +338,7 @@ def _head(dataset: Dataset) -> Dataset:
 
 def _run_once(model: Model, target: Target, dataset: Dataset) -> tuple[Arrays, Arrays]:
     batch = next(iter(dataset.batches()))
-    with open_runner(model, original_target(model, target)) as runner:
+    with open_runner(model, original_target(model, target)) as runner, made_up_told(dataset):
         return batch.inputs, runner.run(batch.inputs)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from optkit.data.dataset import Array, Arrays, Dataset
+from optkit.errors import DataError, GivenError
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.pipeline.isolate import isolated, needs_child
@@ -39,7 +41,8 @@ def _compute(job: Job, missing: Mapping[str, Dataset]) -> dict[str, Path]:
     with open_runner(model, original_target(model, job.target)) as runner:
         for key, dataset in missing.items():
             with job.cache.workdir() as workdir:
-                _save_outputs(runner, dataset, workdir / "outputs")
+                with made_up_told(dataset):
+                    _save_outputs(runner, dataset, workdir / "outputs")
                 made[key] = job.cache.put(key, workdir / "outputs", f"outputs of {model.path.name}")
     return made
 
@@ -49,6 +52,27 @@ def _save_outputs(runner: Runner, dataset: Dataset, folder: Path) -> None:
     for index, outputs in enumerate(run_dataset(runner, dataset)):
         arrays = {name: storable(array) for name, array in outputs.items()}
         np.savez(folder / f"{index:06}.npz", **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def made_up_told(dataset: Dataset) -> Iterator[None]:
+    """Where the original does not run on inputs that were made up, they are the likelier cause.
+
+    Raises:
+        DataError: in place of the error that came, and with its message.
+    """
+    try:
+        yield
+    except GivenError as error:
+        if not dataset.synthetic:
+            raise
+        inputs = next(iter(dataset.batches())).inputs
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        raise DataError(
+            f"The original does not run on inputs made up from its signature ({shapes}): {error.message}",
+            expected="inputs such as the model was trained on",
+            fix="give real ones with --data FILE, or sizes of dimensions: --set 'target.shapes={seq: 128}'",
+        ) from error
 
 
 def original_target(model: Model, target: Target) -> Target:

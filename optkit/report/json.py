@@ -99,7 +99,7 @@ def dump(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Models, dataclasses, paths, tuples and numpy scalars as dicts, strings, lists and numbers."""
+    """Models, dataclasses, paths, tuples, numpy scalars and arrays as dicts, strings, lists and numbers."""
     if isinstance(value, BaseModel):
         return plain(value.model_dump(mode="python", by_alias=True))
     if is_dataclass(value) and not isinstance(value, type):
@@ -110,7 +110,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _finite(value: Any, path: str, flags: dict[str, str]) -> Any:

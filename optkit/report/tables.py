@@ -138,7 +138,7 @@ def verdict_line(verdict: Verdict) -> str:
         unchecked = [limit.name for limit in verdict.limits if limit.held is None]
         return "All limits held." + (f" Not checked: {', '.join(unchecked)}." if unchecked else "")
     missed = [limit.name for limit in verdict.limits if limit.held is False]
-    return "MISSED: " + "; ".join([*verdict.problems, *missed])
+    return "MISSED: " + "; ".join([*verdict.problems, *missed]) + "."
 
 
 def limit_lines(verdict: Verdict) -> list[str]:
@@ -146,7 +146,7 @@ def limit_lines(verdict: Verdict) -> list[str]:
     words = {True: "held", False: "MISSED", None: "not checked"}
     return [
         f"{words[limit.held]:<12}{limit.name} "
-        + ("" if limit.measured is None else f"{number(limit.measured, 5)} ")
+        + ("" if limit.measured is None else f"{number(limit.measured, 6)} ")
         + f"(asked: {limit.limit})"
         + (f" {limit.where}" if limit.where else "")
         + (f"; {limit.note.removeprefix('not checked: ')}" if limit.note else "")

@@ -181,7 +181,7 @@ class OnnxRunner(Runner):
 def _options(target: Target, entries: Mapping[str, str], optimize: bool) -> onnxruntime.SessionOptions:
     ort = import_ort()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception too, and is told once
     options.intra_op_num_threads = target.threads or usable_threads()
     options.inter_op_num_threads = 1
     if short_name(target.provider) == "directml":

@@ -159,11 +159,15 @@ def test_a_cache_that_cannot_be_is_one_sentence(tmp_path: Path, place: str, monk
     assert error.value.exit_code == 3
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_cache_without_rights_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match="Permission denied"):
-        put(Cache(tmp_path / "cache"), "a0")
+def test_a_cache_without_rights_is_one_sentence(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    for work in (cache.workdir(), cache.lock("a0"), cache.running()):
+        with pytest.raises(OutputError, match="cannot be written: Permission denied") as error, work:
+            pass
+        assert "OPTKIT_CACHE" in error.value.fix
 
 
 def test_the_size_from_the_environment_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

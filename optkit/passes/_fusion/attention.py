@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,16 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_SAME_VALUES = frozenset(
-    "Expand Flatten Gather GatherElements GatherND Identity Reshape Slice Squeeze Transpose Unsqueeze".split()
-)
-"""Operators whose result has no other values than their first input."""
+_BOUNDS: dict[str, Callable[[list[np.float32]], np.floating[Any]]] = {
+    "Where": lambda sides: np.max(sides[1:]),
+    "Add": lambda terms: terms[0] + terms[1],
+    "Sub": lambda terms: terms[0] + terms[1],
+    "Mul": lambda factors: factors[0] * factors[1],
+    **dict.fromkeys(("Concat", "Max", "Min"), np.max),
+    **dict.fromkeys(("Cast", "Expand", "Gather", "GatherElements", "GatherND", "Identity"), lambda values: values[0]),
+    **dict.fromkeys(("Neg", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"), lambda values: values[0]),
+}
+"""Operator -> bound of its result, from those of its inputs."""
 
 
 @cache
@@ -26,6 +33,7 @@ def mask_rules() -> Any:
             return op.Softmax(op.Add(op.Add(scores, bias), mask), axis=-1)
 
         def check(self, context: Any, scores: ir.Value, **_: Any) -> bool:
+            del context
             source = scores.producer()
             return source is not None and source.op_type in ("MatMul", "Mul", "Div")
 
@@ -56,7 +64,12 @@ def sdpa_rules() -> Any:
 
 
 def largest(value: ir.Value | None) -> np.float32:
-    """A bound of the absolute values of a tensor that is computed from constants alone; infinite where unknown."""
+    """A bound of the absolute values of a tensor that is computed from constants alone; infinite where unknown.
+
+    In float32, in which adding a small bias to the lowest number gives the lowest number, as it does in the model.
+    """
+    import onnx_ir as ir
+
     from optkit.passes._ir import constant
 
     held = constant(value)
@@ -65,28 +78,9 @@ def largest(value: ir.Value | None) -> np.float32:
     node = None if value is None else value.producer()
     if node is None:
         return np.float32(np.inf)
-    if node.op_type in _SAME_VALUES:
-        return largest(node.inputs[0])
-    return _largest_result(node)
-
-
-def _largest_result(node: ir.Node) -> np.float32:
-    """``largest`` of the output of an operator that computes; in float32, in which a mask and a small bias fit."""
-    import onnx_ir as ir
-
-    first = node.inputs[0]
-    if node.op_type == "Cast" and first is not None and first.dtype == ir.DataType.BOOL:
+    if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.BOOL:
         return np.float32(1)
+    if node.op_type not in _BOUNDS:
+        return np.float32(np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        match node.op_type:
-            case "Where":
-                return np.maximum(largest(node.inputs[1]), largest(node.inputs[2]))
-            case "Concat" | "Max" | "Min":
-                return np.max([largest(each) for each in node.inputs])
-            case "Add" | "Sub":
-                return largest(first) + largest(node.inputs[1])
-            case "Mul":
-                return largest(first) * largest(node.inputs[1])
-            case "Cast" | "Neg":
-                return largest(first)
-    return np.float32(np.inf)
+        return np.float32(_BOUNDS[node.op_type]([largest(each) for each in node.inputs]))

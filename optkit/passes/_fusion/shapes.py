@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 SMALL = 1024
-"""Initializers of up to so many bytes may be sizes that a shape is computed from; values of larger ones are left out."""
+"""Initializers of up to so many bytes may be sizes that a shape comes from; values of larger ones are left out."""
 
 Shape = tuple[int | str | None, ...]
 
@@ -50,7 +50,9 @@ def _inferred(proto: ModelProto) -> dict[str, Shape]:
         return {}
     found: ModelProto = inference.out_mp_
     before, after = ([_shape(value) for value in each.graph.input] for each in (proto, found))
-    return {value.name: _shape(value) for value in found.graph.value_info if _is_known(value)} if before == after else {}
+    return (
+        {value.name: _shape(value) for value in found.graph.value_info if _is_known(value)} if before == after else {}
+    )
 
 
 def _without_weights(proto: ModelProto) -> ModelProto:
