@@ -14,17 +14,30 @@ if TYPE_CHECKING:
     from optkit.errors import OptkitError
     from optkit.model.manifest import Manifest, Verdict
     from optkit.model.model import Model
-    from optkit.passes._base import Pass
+    from optkit.passes._base import Context, Outcome, Pass
     from optkit.pipeline.compare import compare
     from optkit.pipeline.optimize import optimize
     from optkit.recipe.recipe import Recipe
 
-__all__ = ["Manifest", "Model", "OptkitError", "Pass", "Recipe", "Verdict", "compare", "optimize"]
+__all__ = [
+    "Context",
+    "Manifest",
+    "Model",
+    "OptkitError",
+    "Outcome",
+    "Pass",
+    "Recipe",
+    "Verdict",
+    "compare",
+    "optimize",
+]
 
 _HOMES = {
+    "Context": "optkit.passes._base",
     "Manifest": "optkit.model.manifest",
     "Model": "optkit.model.model",
     "OptkitError": "optkit.errors",
+    "Outcome": "optkit.passes._base",
     "Pass": "optkit.passes._base",
     "Recipe": "optkit.recipe.recipe",
     "Verdict": "optkit.model.manifest",

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 import optkit
 from optkit.data.dataset import Arrays
 from optkit.model.manifest import Manifest
-from optkit.pipeline.steps import Policy
 from sample_models.models import digits_mlp
 from tests.command import ROOT, SAMPLES
 from tests.helpers import relative_error, run_onnx
@@ -100,7 +99,7 @@ FORMS = (
 
 
 def optimized(case: Case, recipe: str, out: Path) -> Manifest:
-    return optkit.optimize(case.path, recipe, out, policy=Policy(bench=False), **case.more)
+    return optkit.optimize(case.path, recipe, out, bench=False, **case.more)
 
 
 def digits() -> Arrays:

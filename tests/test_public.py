@@ -9,7 +9,10 @@ import pytest
 
 import optkit
 
-PUBLIC = ["Manifest", "Model", "OptkitError", "Pass", "Recipe", "Verdict", "compare", "optimize"]
+PUBLIC = [
+    *("Context", "Manifest", "Model", "OptkitError", "Outcome", "Pass", "Recipe", "Verdict"),
+    *("compare", "optimize"),
+]
 
 
 def test_the_public_names_are_the_documented_ones() -> None:

@@ -24,7 +24,7 @@ FACTORIES = ROOT / "tests" / "zoo_factories.py"
 
 def optimize(model: Path, recipe: str, out: Path, data: Path, **more: Any) -> tuple[Manifest, optkit.Model]:
     """The manifest and the bundle opened; its limits held, or it would have raised."""
-    manifest = optkit.optimize(model, recipe, out, data=[str(data)], policy=Policy(bench=False), **more)
+    manifest = optkit.optimize(model, recipe, out, data=[str(data)], bench=False, **more)
     assert manifest.verdict.held
     assert not manifest.verdict.measured_on.synthetic
     return manifest, optkit.Model.open(out)
@@ -107,7 +107,7 @@ def test_efficientnet_static_int8_keeps_its_accuracy_on_labelled_photos(tmp_path
         signature="image=float32[batch,3,224,224]",
         data={"calibration": zoo.calibration_photos(), "evaluation": zoo.photos()},
         metric="top1",
-        policy=Policy(bench=False),
+        bench=False,
     )
     (metric,) = manifest.verdict.metrics
     (output,) = manifest.verdict.outputs

@@ -208,7 +208,7 @@ def _read_safetensors(model: Model) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise PackageError("safetensors is not installed.", fix="pip install 'optkit[hf]'") from error
+        raise PackageError("safetensors is not installed.", fix="pip install 'optkit[torch]'") from error
     with _told(model, "safetensors"):
         return dict(load_file(model.path))
 

@@ -20,7 +20,7 @@ EXTRA_OF = {
     "onnxruntime": "cpu",
     "transformers": "hf",
     "tokenizers": "hf",
-    "safetensors": "hf",
+    "safetensors": "torch",
     "sklearn": "data",
     "PIL": "data",
 }

@@ -13,7 +13,7 @@ from optkit.model.manifest import LimitResult, Manifest, StepRecord, Timing, Ver
 from optkit.model.model import Model
 from optkit.passes._base import Pass
 from optkit.pipeline.cache import key_of
-from optkit.pipeline.context import judge_on, time_candidates
+from optkit.pipeline.context import Progress, judge_on, silent, time_candidates
 from optkit.pipeline.contract import may_change
 from optkit.pipeline.environment import artifact, environment
 from optkit.pipeline.isolate import isolated, needs_child
@@ -34,7 +34,10 @@ def optimize(
     output: str | Path | None = None,
     *,
     force: bool = False,
-    policy: Policy | None = None,
+    bench: bool = True,
+    strict: bool = False,
+    remeasure: bool = False,
+    watch: Progress = silent,
     **options: Unpack[Options],
 ) -> Manifest:
     """Make a model smaller and faster, with proof that it still does its job.
@@ -44,18 +47,22 @@ def optimize(
         recipe: a shipped recipe's name, a YAML file, a Recipe, or passes.
         output: the bundle's folder, or a path ending in ``.onnx`` for the model alone; None = write nothing.
         force: replace an existing output.
-        policy: strictness, timing, and who watches the progress.
+        bench: time the original against the result, and roll steps back that are measured slower.
+        strict: a broken promise stops the run instead of rolling the step back.
+        remeasure: time cached decisions again.
+        watch: called with (what, done, total) as the run goes on.
         options: see ``Options``.
 
     Returns:
         Everything that was done, measured and decided.
 
     Raises:
-        AccuracyMissed: an accuracy limit was missed; nothing is at ``output``. Its ``manifest`` has the facts.
+        AccuracyMissed: an accuracy limit was missed; nothing is at ``output``. Its ``facts`` is the manifest.
         BudgetMissed: a speed, size or memory limit was missed; likewise.
         OptkitError: something given is wrong, see ``optkit.errors``.
     """
-    return execute(make_plan(model, recipe, output, options, force=force), policy or Policy(), force=force)
+    plan = make_plan(model, recipe, output, options, force=force)
+    return execute(plan, Policy(strict=strict, bench=bench, remeasure=remeasure, watch=watch), force=force)
 
 
 def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:

@@ -12,7 +12,6 @@ import onnx
 import pytest
 
 from optkit.model.manifest import Manifest
-from optkit.pipeline.steps import Policy
 from optkit.recipe.recipe import Recipe
 from tests.command import SAMPLES, assert_refused, beside, call, write_data, write_mlp, write_recipe
 from tests.helpers import ops_of
@@ -276,8 +275,7 @@ def test_python_takes_the_same(tmp_path: Path, asked: Asked) -> None:
     import optkit
 
     recipe = Recipe.load(tmp_path / "r.yaml")
-    quiet = Policy(bench=False)
-    manifest = optkit.optimize(tmp_path / "m.onnx", recipe, policy=quiet, data=[str(tmp_path / "x.npz")])
+    manifest = optkit.optimize(tmp_path / "m.onnx", recipe, bench=False, data=[str(tmp_path / "x.npz")])
     told = call("optimize", *asked, "--json").body["result"]
     assert manifest.result.digest == told["result"]["digest"] and manifest.output is None
     assert optkit.compare(tmp_path / "m.onnx", tmp_path / "out").held

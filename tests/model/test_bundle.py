@@ -22,12 +22,10 @@ from optkit.pipeline.cache import Cache
 from optkit.pipeline.compare import compare
 from optkit.pipeline.infer import infer
 from optkit.pipeline.optimize import optimize
-from optkit.pipeline.steps import Policy
 from tests.helpers import normal, onnx_model, run_onnx
 from tests.pipeline import toy
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
-CALM = Policy(bench=False)
 
 
 @pytest.fixture
@@ -301,7 +299,7 @@ def external(tmp_path: Path) -> Path:
 def test_a_bundle_has_its_parts_and_gives_the_results_of_the_cache(tmp_path: Path) -> None:
     entries = {"session.intra_op.allow_spinning": "0"}
     passes = [toy.ScaleBy(), toy.Session(entries=entries)]
-    manifest = optimize(toy.write_model(tmp_path / "m.onnx"), passes, tmp_path / "out", policy=CALM)
+    manifest = optimize(toy.write_model(tmp_path / "m.onnx"), passes, tmp_path / "out", bench=False)
     assert names(tmp_path / "out") == ["manifest.json", "model.onnx", "recipe.yaml", "report.md"]
     opened = Model.open(tmp_path / "out")
     assert opened.session == entries
@@ -314,7 +312,7 @@ def test_a_bundle_has_its_parts_and_gives_the_results_of_the_cache(tmp_path: Pat
 
 
 def test_external_data_travel_under_their_own_name(external: Path, tmp_path: Path) -> None:
-    optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", policy=CALM)
+    optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
     assert (tmp_path / "out" / "weights" / "m.bin").is_file()
     shutil.rmtree(external.parent)
     shutil.move(tmp_path / "out", tmp_path / "elsewhere")
@@ -326,7 +324,7 @@ def test_external_data_behind_a_link_keep_the_name_the_model_knows(external: Pat
     data = external.parent / "weights" / "m.bin"
     data.rename(external.parent / "blob")
     data.symlink_to(external.parent / "blob")
-    optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", policy=CALM)
+    optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
     copied = tmp_path / "out" / "weights" / "m.bin"
     assert copied.is_file()
     assert not copied.is_symlink()
@@ -335,7 +333,7 @@ def test_external_data_behind_a_link_keep_the_name_the_model_knows(external: Pat
 
 def test_a_relative_path_does_as_well(external: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(external.parent)
-    optimize("m.onnx", toy.Session(entries={"a": "1"}), "out", policy=CALM)
+    optimize("m.onnx", toy.Session(entries={"a": "1"}), "out", bench=False)
     assert names(external.parent / "out" / "weights") == ["m.bin"]
 
 
@@ -348,7 +346,7 @@ def test_the_model_alone_comes_with_its_data(tmp_path: Path, monkeypatch: pytest
     given = tmp_path / "given" / "m.onnx"
     onnx.save(onnx_model(text, {"w": wide}), given, save_as_external_data=True, location="m.bin", size_threshold=0)
     out = tmp_path / "new" / "out.onnx"
-    optimize(given, toy.Session(entries={"a": "1"}), out, policy=CALM)
+    optimize(given, toy.Session(entries={"a": "1"}), out, bench=False)
     assert names(out.parent) == (["out.onnx", "out.onnx.data"] if above == 16 else ["out.onnx"])
     shutil.rmtree(given.parent)
     np.testing.assert_allclose(run_onnx(out, toy.arrays())["y"], toy.arrays()["x"] @ wide, atol=1e-5)
@@ -358,8 +356,8 @@ def test_a_recipe_in_a_bundle_reproduces_it(tmp_path: Path) -> None:
     from optkit.recipe.recipe import Recipe
 
     model = SAMPLES / "digits_mlp.onnx"
-    first = optimize(model, Recipe(name="q", passes=["quantize-dynamic"]), tmp_path / "a", policy=CALM)
-    again = optimize(model, tmp_path / "a" / "recipe.yaml", tmp_path / "b", policy=CALM, cache=Cache(tmp_path / "c"))
+    first = optimize(model, Recipe(name="q", passes=["quantize-dynamic"]), tmp_path / "a", bench=False)
+    again = optimize(model, tmp_path / "a" / "recipe.yaml", tmp_path / "b", bench=False, cache=Cache(tmp_path / "c"))
     assert first.result.digest == again.result.digest
     assert (again.recipe, again.recipe_name) == (first.recipe, "q")
 
@@ -367,7 +365,7 @@ def test_a_recipe_in_a_bundle_reproduces_it(tmp_path: Path) -> None:
 def test_a_text_bundle_carries_its_tokenizer_and_runs_elsewhere(tmp_path: Path) -> None:
     original = SAMPLES / "reviews_transformer.onnx"
     passes = toy.Session(entries={"session.intra_op.allow_spinning": "0"})
-    optimize(original, passes, tmp_path / "here" / "out", policy=CALM)
+    optimize(original, passes, tmp_path / "here" / "out", bench=False)
     shutil.move(tmp_path / "here", tmp_path / "there")
     out = tmp_path / "there" / "out"
     assert (out / "preprocess" / "input_ids" / "tokenizer.json").is_file()
@@ -387,7 +385,7 @@ def test_a_text_bundle_carries_its_tokenizer_and_runs_elsewhere(tmp_path: Path) 
 def test_a_bundles_own_preprocessing_serves_a_bare_original(tmp_path: Path) -> None:
     out = tmp_path / "out"
     passes = toy.Session(entries={"session.intra_op.allow_spinning": "0"})
-    optimize(SAMPLES / "reviews_transformer.onnx", passes, out, policy=CALM)
+    optimize(SAMPLES / "reviews_transformer.onnx", passes, out, bench=False)
     bare = Path(shutil.copy(SAMPLES / "reviews_transformer.onnx", tmp_path / "bare.onnx"))
     rows = (SAMPLES / "data" / "reviews_search.csv").read_text().splitlines(keepends=True)[:9]
     (tmp_path / "few.csv").write_text("".join(rows))
@@ -400,7 +398,7 @@ def test_a_tokenizer_given_as_a_file_of_another_name_is_found_again(tmp_path: Pa
     shutil.copy(SAMPLES / "reviews_transformer.onnx", tmp_path / "m.onnx")
     shutil.copy(SAMPLES / "reviews_tokenizer" / "tokenizer.json", tmp_path / "words.json")
     (tmp_path / "data.yaml").write_text("preprocess: {input_ids: {kind: text, tokenizer: words.json, max_length: 16}}")
-    optimize(tmp_path / "m.onnx", toy.Session(entries={"a": "1"}), tmp_path / "out", policy=CALM)
+    optimize(tmp_path / "m.onnx", toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
     (tmp_path / "words.json").unlink()
     (tmp_path / "t.txt").write_text("a fine film\n")
     assert infer(tmp_path / "out", inputs=tmp_path / "t.txt").facts.data.samples == 1
@@ -410,5 +408,5 @@ def test_an_accuracy_miss_leaves_nothing_at_the_output(tmp_path: Path) -> None:
     from optkit.errors import AccuracyMissed
 
     with pytest.raises(AccuracyMissed, match="cosine"):
-        optimize(toy.write_model(tmp_path / "m.onnx"), toy.ScaleBy(factor=-1), tmp_path / "new" / "out", policy=CALM)
+        optimize(toy.write_model(tmp_path / "m.onnx"), toy.ScaleBy(factor=-1), tmp_path / "new" / "out", bench=False)
     assert names(tmp_path) == ["m.onnx"]

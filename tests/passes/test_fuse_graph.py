@@ -235,12 +235,12 @@ def test_bert_from_the_dynamo_exporter(bert: Path):
     assert run_pass(QuantizeDynamic(), outcome.model).changed == 12
 
 
-WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+WIDTH = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 TEXT = WIDTH | {"vocab_size": 1000, "max_position_embeddings": 64}
 
 
 def tiny(kind: str) -> Any:
-    """Two layers with random weights."""
+    """One layer with random weights."""
     import torch
     import transformers
 
@@ -249,7 +249,7 @@ def tiny(kind: str) -> Any:
         config = transformers.ViTConfig(**WIDTH, image_size=16, patch_size=4)
         return transformers.ViTForImageClassification(config)
     if kind == "gpt2":
-        gpt2 = transformers.GPT2Config(vocab_size=1000, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+        gpt2 = transformers.GPT2Config(vocab_size=1000, n_embd=32, n_layer=1, n_head=4, n_positions=64)
         return transformers.GPT2LMHeadModel(gpt2)
     if kind == "llama":
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT, num_key_value_heads=2))
@@ -261,8 +261,10 @@ def exported(kind: str) -> Model:
     from optkit.passes.export_onnx import ExportOnnx
     from tests.passes.test_export_onnx import Ctx
 
-    folder = fresh_dir()
-    tiny(kind).save_pretrained(folder)
+    folder, module = fresh_dir(), tiny(kind)
+    for index, weight in enumerate(module.parameters()):  # fresh normalizations are all ones, and exported as nothing
+        weight.data += normal(*weight.shape, seed=index, scale=0.1)
+    module.save_pretrained(folder)
     source = Model.open(folder)
     return ExportOnnx(exporter="dynamo")(source, Ctx(source, folder)).model
 
@@ -277,7 +279,7 @@ def batch_of(model: Model) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "gelus", "projections"),
-    [("bert", 2, 12), ("vit", 2, 12), ("gpt2", 2, 0), ("llama", 0, 14)],
+    [("bert", 1, 6), ("vit", 1, 6), ("gpt2", 1, 0), ("llama", 0, 7)],
 )
 def test_what_our_own_export_gives_is_fused(kind: str, gelus: int, projections: int):
     from optkit.passes.simplify import Simplify
@@ -286,7 +288,7 @@ def test_what_our_own_export_gives_is_fused(kind: str, gelus: int, projections: 
     for model in (export, run_pass(Simplify(), export).model):
         outcome = run_pass(FuseGraph(), model)
         counts = ops_of(outcome.model)
-        assert counts["com.microsoft.MultiHeadAttention"] == 2
+        assert counts["com.microsoft.MultiHeadAttention"] == 1
         assert not counts.keys() & {"Softmax", "Pow", "Erf"}
         assert counts.get("Gelu", 0) + counts.get("com.microsoft.FastGelu", 0) == gelus
         assert counts["MatMul"] >= projections

@@ -154,7 +154,7 @@ def test_a_cache_that_cannot_be_is_one_sentence(tmp_path: Path, place: str, monk
     monkeypatch.setenv("OPTKIT_CACHE", str(root))
     model = toy.write_model(tmp_path / "m.onnx")
     with pytest.raises(OutputError, match="cannot be written") as error:
-        optimize(model, toy.ScaleBy(), policy=Policy(bench=False))
+        optimize(model, toy.ScaleBy(), bench=False)
     assert "OPTKIT_CACHE" in error.value.fix
     assert error.value.exit_code == 3
 
@@ -292,7 +292,7 @@ def manifest_of(model: Path, counter: Path, folder: Path, **more: Any) -> Manife
     np.savez(folder / "e.npz", **arrays(40))
     data = {"evaluation": DataSource(source=str(folder / "e.npz"))}
     passes = [toy.ScaleBy(calls=str(counter)), toy.Nothing()]
-    return optimize(model, passes, data=data, **{"policy": Policy(bench=False), **more})
+    return optimize(model, passes, data=data, **{"bench": False, **more})
 
 
 def test_a_second_run_calls_no_pass_and_gives_the_same_verdict(
@@ -318,7 +318,7 @@ def test_a_second_run_calls_no_pass_and_gives_the_same_verdict(
 
 def test_the_verdict_on_equal_outputs_survives_the_cache(tmp_path: Path, cache: Cache) -> None:
     model, pass_ = toy.write_model(tmp_path / "m.onnx"), toy.Session(entries={"session.intra_op.allow_spinning": "0"})
-    runs = [optimize(model, pass_, cache=cache, policy=Policy(bench=False)) for _ in range(2)]
+    runs = [optimize(model, pass_, cache=cache, bench=False) for _ in range(2)]
     assert runs[0].verdict == runs[1].verdict
     assert runs[1].verdict.outputs[0].sqnr_db == float("inf")
 
@@ -355,7 +355,7 @@ def test_reported_timings_are_never_reused(tmp_path: Path, cache: Cache, monkeyp
 
     monkeypatch.setattr(optimize_module, "time_candidates", stopwatch)
     monkeypatch.setattr("optkit.pipeline.steps.time_models", lambda job, *_: [stopwatch(job, [0], 0)[0].ratio] * 2)
-    speedups = [manifest_of(model, counter, tmp_path, cache=cache, policy=Policy()).timing for _ in range(2)]
+    speedups = [manifest_of(model, counter, tmp_path, cache=cache, bench=True).timing for _ in range(2)]
     assert [timing and timing.result.speedup for timing in speedups] == [3.0, 4.0]
     assert asked == [0, optimize_module.BENCH_BUDGET_S, optimize_module.BENCH_BUDGET_S]
 

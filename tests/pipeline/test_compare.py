@@ -13,12 +13,10 @@ import optkit
 from optkit.errors import DataError, ModelError
 from optkit.passes.quantize_dynamic import QuantizeDynamic
 from optkit.pipeline import compare as compare_module
-from optkit.pipeline.steps import Policy
 from tests.pipeline import toy
 from tests.pipeline.toy import arrays
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
-CALM = Policy(bench=False)
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def limits_of(verdict: optkit.Verdict) -> dict[str, str]:
 
 
 def test_check_repeats_the_verdict_of_optimize(tmp_path: Path) -> None:
-    manifest = optkit.optimize(SAMPLES / "digits_mlp.onnx", QuantizeDynamic(), tmp_path / "out", policy=CALM)
+    manifest = optkit.optimize(SAMPLES / "digits_mlp.onnx", QuantizeDynamic(), tmp_path / "out", bench=False)
     verdict = optkit.compare(SAMPLES / "digits_mlp.onnx", tmp_path / "out")
     assert isinstance(verdict, optkit.Verdict)
     assert verdict.held
@@ -67,7 +65,7 @@ def test_the_figures_are_what_numpy_finds(model: Path, tmp_path: Path) -> None:
 
 def test_limits_count_from_the_option_then_the_manifest_then_the_defaults(model: Path, tmp_path: Path) -> None:
     recipe = optkit.Recipe(passes=[toy.ScaleBy()], limits={"cosine": 0.9, "max_error": 0.5})
-    optkit.optimize(model, recipe, tmp_path / "out", policy=CALM)
+    optkit.optimize(model, recipe, tmp_path / "out", bench=False)
     assert limits_of(optkit.compare(model, tmp_path / "out")) == {
         "cosine": ">= 0.9",
         "max_error": "<= 0.5",
@@ -80,7 +78,7 @@ def test_limits_count_from_the_option_then_the_manifest_then_the_defaults(model:
 
 def test_a_bundle_of_exact_passes_is_held_to_float_noise(tmp_path: Path) -> None:
     model = SAMPLES / "digits_mlp.onnx"
-    optkit.optimize(model, optkit.Recipe(passes=["simplify"]), tmp_path / "out", policy=CALM)
+    optkit.optimize(model, optkit.Recipe(passes=["simplify"]), tmp_path / "out", bench=False)
     stated = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert limits_of(optkit.compare(model, tmp_path / "out"))["max_error"] == "<= 0.001"
     stated["steps"][0] |= {"name": "a-pass-of-somebody", "status": "changed"}
@@ -89,7 +87,7 @@ def test_a_bundle_of_exact_passes_is_held_to_float_noise(tmp_path: Path) -> None
 
 
 def test_a_declared_drop_is_no_problem_for_check_either(model: Path, tmp_path: Path) -> None:
-    optkit.optimize(model, toy.Drop(), tmp_path / "out", policy=CALM)
+    optkit.optimize(model, toy.Drop(), tmp_path / "out", bench=False)
     verdict = optkit.compare(model, tmp_path / "out")
     assert (verdict.held, verdict.problems, verdict.dropped_outputs) == (True, (), ("side",))
     bare = shutil.copy(tmp_path / "out" / "model.onnx", tmp_path / "bare.onnx")
@@ -103,7 +101,7 @@ def test_data_count_from_the_option_then_the_bundles_recipe_then_the_file_beside
         np.savez(tmp_path / f"{name}.npz", **arrays(count, count))
     (tmp_path / "data.yaml").write_text("data: {evaluation: beside.npz}")
     source = {"evaluation": {"source": str(tmp_path / "recipe.npz")}}
-    optkit.optimize(model, optkit.Recipe(passes=[toy.ScaleBy()], data=source), tmp_path / "out", policy=CALM)
+    optkit.optimize(model, optkit.Recipe(passes=[toy.ScaleBy()], data=source), tmp_path / "out", bench=False)
 
     def samples(**options: object) -> int:
         return optkit.compare(model, tmp_path / "out", **options).measured_on.samples  # type: ignore[arg-type]
@@ -115,7 +113,7 @@ def test_data_count_from_the_option_then_the_bundles_recipe_then_the_file_beside
 
 
 def test_a_bundle_names_no_code(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    optkit.optimize(model, toy.ScaleBy(), tmp_path / "out", policy=CALM)
+    optkit.optimize(model, toy.ScaleBy(), tmp_path / "out", bench=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "evil.py").write_text("raise RuntimeError('it ran')")
@@ -130,7 +128,7 @@ def test_a_bundle_names_no_code(model: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_session_entries_of_the_bundle_count(model: Path, tmp_path: Path) -> None:
-    optkit.optimize(model, toy.Session(entries={"session.intra_op.allow_spinning": "0"}), tmp_path / "out", policy=CALM)
+    optkit.optimize(model, toy.Session(entries={"session.intra_op.allow_spinning": "0"}), tmp_path / "out", bench=False)
     assert optkit.Model.open(tmp_path / "out").session == {"session.intra_op.allow_spinning": "0"}
     assert optkit.compare(model, tmp_path / "out").held
 
@@ -155,14 +153,14 @@ def test_nothing_is_timed_unless_a_limit_asks(model: Path, tmp_path: Path, monke
 
 
 def test_a_manifest_that_is_broken_is_one_sentence(model: Path, tmp_path: Path) -> None:
-    optkit.optimize(model, toy.ScaleBy(), tmp_path / "out", policy=CALM)
+    optkit.optimize(model, toy.ScaleBy(), tmp_path / "out", bench=False)
     (tmp_path / "out" / "manifest.json").write_text('{"recipe_name": "x"')
     with pytest.raises(ModelError, match="manifest"):
         optkit.compare(model, tmp_path / "out")
 
 
 def test_different_names_dtypes_and_counts_are_problems_before_any_tolerance(model: Path, tmp_path: Path) -> None:
-    narrow = optkit.optimize(model, toy.NarrowDeclared(), policy=CALM).result.path
+    narrow = optkit.optimize(model, toy.NarrowDeclared(), bench=False).result.path
     assert optkit.compare(model, narrow).problems == (
         "output 'y': the result has the dtype float16, the original float32",
     )

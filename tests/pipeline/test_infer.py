@@ -19,7 +19,6 @@ from optkit.pipeline import outputs as outputs_module
 from optkit.pipeline.infer import _notes, infer
 from optkit.pipeline.optimize import optimize
 from optkit.pipeline.outputs import Collector, check_npz, write_npz
-from optkit.pipeline.steps import Policy
 from optkit.report.run import run_lines, run_tables
 from tests.helpers import normal, onnx_model, run_onnx
 
@@ -114,7 +113,7 @@ def test_a_bundle_runs_on_the_provider_it_was_made_for(model: Path, tmp_path: Pa
 def _optimize(model: Path, bundle: Path) -> Manifest:
     recipe = bundle.with_suffix(".yaml")
     recipe.write_text("version: 1\npasses: [quantize-dynamic]\nlimits: {cosine: 0.5, agreement: 0.1}\n")
-    return optimize(model, recipe, bundle, policy=Policy(bench=False))
+    return optimize(model, recipe, bundle, bench=False)
 
 
 def test_against_gives_the_verdict_and_the_run(model: Path, data: Path) -> None:

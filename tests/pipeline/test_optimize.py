@@ -17,13 +17,11 @@ from optkit.model.manifest import Ratio, StepRecord
 from optkit.passes.quantize_dynamic import QuantizeDynamic
 from optkit.pipeline import optimize as optimize_module
 from optkit.pipeline.cache import Cache
-from optkit.pipeline.steps import Policy
 from tests.helpers import MemoryData
 from tests.pipeline import toy
 from tests.pipeline.toy import arrays
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
-CALM = Policy(bench=False)
 
 
 def sha256(file: Path) -> str:
@@ -48,7 +46,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[optkit.Manifest, P
     """The MLP through dynamic int8, with what data.yaml beside it names."""
     folder = tmp_path_factory.mktemp("digits")
     recipe = optkit.Recipe(name="tiny", passes=["simplify", QuantizeDynamic(per_channel=True)])
-    manifest = optkit.optimize(SAMPLES / "digits_mlp.onnx", recipe, folder / "out", policy=CALM, threads=1)
+    manifest = optkit.optimize(SAMPLES / "digits_mlp.onnx", recipe, folder / "out", bench=False, threads=1)
     return manifest, folder / "out"
 
 
@@ -131,18 +129,19 @@ def test_a_pass_a_list_of_passes_a_name_and_a_file_do_as_recipes(tmp_path: Path)
         tmp_path / "r.yaml",
         str(tmp_path / "r.yaml"),
     ]
-    made = [optkit.optimize(model, recipe, policy=CALM) for recipe in recipes]
+    made = [optkit.optimize(model, recipe, bench=False) for recipe in recipes]
     assert len({manifest.result.digest for manifest in made}) == 1
     assert made[0].output is None
     opened = optkit.Model.open(model)
-    assert optkit.optimize(opened, QuantizeDynamic(), policy=CALM).result.digest == made[0].result.digest
+    assert optkit.optimize(opened, QuantizeDynamic(), bench=False).result.digest == made[0].result.digest
 
 
 def test_a_torch_model_is_judged_against_itself_and_timed_against_its_export(tmp_path: Path) -> None:
     model = toy.torch_model(tmp_path)
     watched: list[str] = []
-    policy = Policy(bench=False, watch=lambda what, done, total: watched.append(what))
-    manifest = optkit.optimize(model, [toy.ToyExport(), toy.ScaleBy()], tmp_path / "out", policy=policy)
+    passes = [toy.ToyExport(), toy.ScaleBy()]
+    told = {"bench": False, "watch": lambda what, done, total: watched.append(what)}
+    manifest = optkit.optimize(model, passes, tmp_path / "out", **told)
     assert (manifest.original.kind, manifest.baseline.kind, manifest.result.kind) == ("weights", "onnx", "onnx")
     assert manifest.baseline.digest == manifest.steps[0].digest
     assert manifest.baseline.digest != manifest.result.digest
@@ -152,7 +151,7 @@ def test_a_torch_model_is_judged_against_itself_and_timed_against_its_export(tmp
 
 
 def test_a_dropped_output_is_named_and_left_out(tmp_path: Path) -> None:
-    manifest = optkit.optimize(toy.write_model(tmp_path / "m.onnx"), toy.Drop(), tmp_path / "out", policy=CALM)
+    manifest = optkit.optimize(toy.write_model(tmp_path / "m.onnx"), toy.Drop(), tmp_path / "out", bench=False)
     assert manifest.verdict.dropped_outputs == ("side",)
     assert [output.name for output in manifest.verdict.outputs] == ["y"]
     assert (manifest.verdict.held, manifest.verdict.problems) == (True, ())
@@ -163,7 +162,7 @@ def test_a_missed_accuracy_limit_names_the_costly_step_and_writes_nothing(tmp_pa
     model = toy.write_model(tmp_path / "m.onnx")
     passes = [toy.ScaleBy(factor=1.001), toy.Aside(factor=-1.0)]
     with pytest.raises(AccuracyMissed, match="cosine of y is -") as error:
-        optkit.optimize(model, passes, tmp_path / "out", policy=CALM)
+        optkit.optimize(model, passes, tmp_path / "out", bench=False)
     assert error.value.exit_code == 4
     assert "The step 'aside' cost most (cosine -2)." in error.value.message
     assert "--limit cosine=-" in error.value.fix
@@ -227,7 +226,7 @@ def test_timings_are_told_with_torch_beside_them(tmp_path: Path, monkeypatch: py
 def test_the_verdict_is_given_on_evaluation_what_is_chosen_looks_at_search(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", **arrays(50, 6))
     model = toy.write_model(tmp_path / "m.onnx")
-    manifest = optkit.optimize(model, toy.ScaleBy(), data={"evaluation": tmp_path / "e.npz"}, policy=CALM)
+    manifest = optkit.optimize(model, toy.ScaleBy(), data={"evaluation": tmp_path / "e.npz"}, bench=False)
     assert (manifest.verdict.measured_on.split, manifest.verdict.measured_on.samples) == ("evaluation", 35)
 
 
@@ -235,7 +234,7 @@ def test_unlabelled_data_beside_a_metric_that_was_only_found_are_no_mistake(tmp_
     with np.load(SAMPLES / "data" / "digits_evaluation.npz") as file:
         np.savez(tmp_path / "bare.npz", x=file[file.files[0]])
     manifest = optkit.optimize(
-        SAMPLES / "digits_mlp.onnx", QuantizeDynamic(), data={"evaluation": tmp_path / "bare.npz"}, policy=CALM
+        SAMPLES / "digits_mlp.onnx", QuantizeDynamic(), data={"evaluation": tmp_path / "bare.npz"}, bench=False
     )
     assert manifest.verdict.metrics == ()
     assert manifest.verdict.held
@@ -243,7 +242,7 @@ def test_unlabelled_data_beside_a_metric_that_was_only_found_are_no_mistake(tmp_
 
 def test_results_of_one_run_lie_in_the_cache_that_was_named(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "mine")
-    manifest = optkit.optimize(toy.write_model(tmp_path / "m.onnx"), toy.ScaleBy(), cache=cache, policy=CALM)
+    manifest = optkit.optimize(toy.write_model(tmp_path / "m.onnx"), toy.ScaleBy(), cache=cache, bench=False)
     assert Path(manifest.result.path).is_relative_to(tmp_path / "mine")
     assert {entry.what for entry in cache.entries()} == {
         "scale-by",
@@ -255,7 +254,7 @@ def test_results_of_one_run_lie_in_the_cache_that_was_named(tmp_path: Path) -> N
 
 def test_the_manifest_is_plain_json_without_numbers_that_are_none(tmp_path: Path) -> None:
     session = toy.Session(entries={"session.intra_op.allow_spinning": "0"})
-    manifest = optkit.optimize(toy.write_model(tmp_path / "m.onnx"), session, tmp_path / "out", policy=CALM)
+    manifest = optkit.optimize(toy.write_model(tmp_path / "m.onnx"), session, tmp_path / "out", bench=False)
     assert manifest.verdict.outputs[0].sqnr_db == float("inf")
 
     def refuse(text: str) -> None:
