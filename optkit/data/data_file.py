@@ -9,16 +9,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from optkit.data._reader import did_you_mean
 from optkit.data.preprocess import parse_preprocess
 from optkit.data.spec import DataSource, Split
+from optkit.data.yaml_file import Document, KeyPath, read_yaml
 from optkit.errors import DataError
 from optkit.model.user_code import is_reference
 
-KeyPath = tuple[str | int, ...]
 Metric = str | dict[str, Any]
 _OWN_KEYS = ("data", "preprocess", "metric", "models")
 
@@ -83,16 +82,17 @@ def find_data_file(model_path: Path) -> DataFile | None:
 
 
 def _read(path: Path, model_name: str) -> DataFile | None:
-    values, lines = _parse(path)
+    document = read_yaml(path, DataError)
+    values = {} if document.data is None else document.data
     if path.name == "data.yaml" and _is_foreign(values):
         return None
     try:
         whole = _Whole.model_validate(values)
     except ValidationError as error:
-        raise _invalid(error, path, lines) from error
-    _refuse_code(whole, (), path, lines)
+        raise _invalid(error, path, document) from error
+    _refuse_code(whole, (), path, document)
     for pattern, part in whole.models.items():
-        _refuse_code(part, ("models", pattern), path, lines)
+        _refuse_code(part, ("models", pattern), path, document)
     return _for_model(whole, path, model_name)
 
 
@@ -110,32 +110,32 @@ def _for_model(whole: _Whole, path: Path, model_name: str) -> DataFile | None:
     return DataFile(path, **stated) if stated else None
 
 
-def _refuse_code(part: _Part, at: KeyPath, path: Path, lines: Mapping[KeyPath, int]) -> None:
+def _refuse_code(part: _Part, at: KeyPath, path: Path, document: Document) -> None:
     for split, source in part.data.items():
         is_file = (path.parent / source.source).exists()
         if source.format == "function" or (is_reference(source.source) and not is_file):
-            raise _code(source.source, (*at, "data", split), path, lines)
+            raise _code(source.source, (*at, "data", split), path, document)
     name = part.metric.get("name", "") if isinstance(part.metric, dict) else part.metric
     if name and ":" in str(name):
-        raise _code(str(name), (*at, "metric"), path, lines)
+        raise _code(str(name), (*at, "metric"), path, document)
     try:
         parse_preprocess(part.preprocess, file=path)
     except DataError as error:
-        error.line = _line((*at, "preprocess"), lines)
+        error.line = document.place((*at, "preprocess"))[0]
         raise
 
 
-def _code(what: str, at: KeyPath, path: Path, lines: Mapping[KeyPath, int]) -> DataError:
+def _code(what: str, at: KeyPath, path: Path, document: Document) -> DataError:
     return DataError(
         f"{_dotted(at)} names code ('{what}'), and code is never run because a file lies beside a model.",
         expected="paths to data, and the names of shipped metrics",
         fix="name the code yourself, with --data SPLIT=pkg.module:fn or --metric pkg.module:Class, or in a recipe",
         file=path,
-        line=_line(at, lines),
+        line=document.place(at)[0],
     )
 
 
-def _invalid(error: ValidationError, path: Path, lines: Mapping[KeyPath, int]) -> DataError:
+def _invalid(error: ValidationError, path: Path, document: Document) -> DataError:
     first = error.errors()[0]
     at: KeyPath = tuple(first["loc"])
     known = _OWN_KEYS if len(at) == 1 else tuple(DataSource.model_fields)
@@ -147,54 +147,9 @@ def _invalid(error: ValidationError, path: Path, lines: Mapping[KeyPath, int]) -
         "calibration, search, evaluation, train and fit",
         fix="correct the key",
         file=path,
-        line=_line(at, lines),
+        line=document.place(at)[0],
     )
 
 
 def _dotted(at: KeyPath) -> str:
     return ".".join(str(part) for part in at if part != "[key]")
-
-
-def _line(at: KeyPath, lines: Mapping[KeyPath, int]) -> int | None:
-    """The line of the nearest key on the path."""
-    return next((lines[at[:end]] for end in range(len(at), 0, -1) if at[:end] in lines), None)
-
-
-def _parse(path: Path) -> tuple[Any, dict[KeyPath, int]]:
-    """The values, and the line of each key."""
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
-        if node is None:
-            return {}, lines
-        _collect(node, (), lines, path)
-        return loader.construct_document(node), lines
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise DataError(
-            f"This is not valid YAML: {getattr(error, 'problem', None) or error}.",
-            expected="a YAML mapping",
-            fix="look at this line and the one before it",
-            file=path,
-            line=None if mark is None else mark.line + 1,
-            column=None if mark is None else mark.column + 1,
-        ) from error
-
-
-def _collect(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        here = (*at, str(key.value))
-        line = key.start_mark.line + 1
-        if here in lines:
-            raise DataError(
-                f"The key {_dotted(here)} stands here a second time.",
-                expected=f"each key once (the first one is on line {lines[here]})",
-                fix="remove one of the two",
-                file=path,
-                line=line,
-            )
-        lines[here] = line
-        _collect(value, here, lines, path)

@@ -12,11 +12,11 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from optkit.data.preprocess import parse_preprocess
+from optkit.data.yaml_file import Document, KeyPath
 from optkit.errors import OptkitError, PackageError, RecipeError, UsageError
 from optkit.evaluate.metrics import load_metric
 from optkit.model.signature import parse_signature
 from optkit.recipe.recipe import FRAME_KEYS, Recipe, Step
-from optkit.recipe.yaml_file import Document, KeyPath
 
 _KEY = "[key]"
 """How pydantic marks that a mapping's key is wrong, not its value."""

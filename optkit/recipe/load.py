@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from optkit.data.yaml_file import Document, KeyPath, parse_value, read_yaml
 from optkit.errors import OutputError, RecipeError, UsageError
 from optkit.passes._registry import find
 from optkit.recipe.blame import blame, blaming, check_ids, check_words, explain
 from optkit.recipe.recipe import Recipe, Step
-from optkit.recipe.yaml_file import Document, KeyPath, parse_value, read_yaml
 
 
 def shipped_folder() -> Path:

@@ -85,8 +85,8 @@ def test_code_is_refused_with_file_and_key(found, tmp_path, text, key, line):
         ("dat:\n  evaluation: e.npz\n", "dat is wrong: this key is not known .did you mean 'data'", 1),
         ("data:\n  evalution: e.npz\n", "data.evalution is wrong", 2),
         ("data: [a\n", "not valid YAML", 2),
-        ("data: {}\nmetric: a\nmetric: b\n", "key metric stands here a second time", 3),
-        ("- a\n", "The file is wrong", None),
+        ("data: {}\nmetric: a\nmetric: b\n", "key .metric. stands here a second time", 3),
+        ("- a\n", "The file is wrong", 1),
         ("metric: top1\npreprocess:\n  x: {kind: image, resise: 2}\n", "preprocess.x.resise is wrong", 2),
     ],
 )

@@ -84,3 +84,45 @@ def largest(value: ir.Value | None) -> np.float32:
         return np.float32(np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.float32(_BOUNDS[node.op_type]([largest(each) for each in node.inputs]))
+
+
+def free_transposes(model: ir.Model) -> None:
+    """``Shape(Transpose(x)) -> Gather(Shape(x), axes)``, in place.
+
+    Exporters read sizes from heads that are transposed already, as in T5. Those transposes, done again in the opposite
+    direction for onnxruntime's attention, would stay.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        source = node.inputs[0].producer() if node.op_type == "Shape" and node.inputs[0] is not None else None
+        if source is None or source.op_type != "Transpose" or "perm" not in source.attributes:
+            continue
+        start, end = (node.attributes.get(name) for name in ("start", "end"))
+        axes = source.attributes["perm"].as_ints()[start and start.as_int() : end and end.as_int()]
+        picked = ir.val(f"{node.outputs[0].name}_axes", const_value=ir.tensor(np.array(axes, np.int64)))
+        model.graph.register_initializer(picked)
+        whole = ir.node("Shape", [source.inputs[0]])
+        gather = ir.node("Gather", [whole.outputs[0], picked], attributes={"axis": 0}, name=node.name)
+        model.graph.insert_before(node, [whole, gather])
+        ir.convenience.replace_all_uses_with(node.outputs[0], gather.outputs[0], replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+
+
+def drop_idle_expands(model: ir.Model) -> None:
+    """``MultiHeadAttention(q, k, v, mask=Expand(x, size)) -> MultiHeadAttention(q, k, v, mask=x)`` for x of that size.
+
+    onnxscript puts them in for masks of one row. In T5, whose masks have a plane for each head, they copied as much as
+    the rest of attention took.
+    """
+    for node in model.graph:
+        source = node.inputs[5].producer() if node.op_type == "MultiHeadAttention" and _has_mask(node) else None
+        if source is None or source.op_type != "Expand":
+            continue
+        mask, grown = source.inputs[0], source.outputs[0]
+        if mask is not None and mask.shape is not None and mask.shape == grown.shape:
+            node.replace_input_with(5, mask)
+
+
+def _has_mask(node: ir.Node) -> bool:
+    return len(node.inputs) > 5 and node.inputs[5] is not None

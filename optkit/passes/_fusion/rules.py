@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optkit.model.target import Target
-from optkit.passes._fusion.attention import mask_rules, sdpa_rules
+from optkit.passes._fusion.attention import drop_idle_expands, free_transposes, mask_rules, sdpa_rules
 from optkit.passes._fusion.gelu import tanh_rules
 from optkit.passes._fusion.shapes import infer_symbolic_shapes
 
@@ -71,7 +71,11 @@ def _fuse_families(model: ir.Model, families: Families) -> None:
     if "normalization" in families:
         fuse_rms_normalization(model)
     if "attention" in families:
+        free_transposes(model)
         _fuse_attention(model)
+        free_transposes(model)
+        _know_shapes(model)
+        drop_idle_expands(model)
     optimize(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=1)(model)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from optkit.data.yaml_file import parse_value, parse_yaml, read_yaml
 from optkit.errors import RecipeError
-from optkit.recipe.yaml_file import parse_value, parse_yaml, read_yaml
 
 TEXT = """\
 version: 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from optkit.errors import RecipeError
+from optkit.errors import GivenError, RecipeError
 
 KeyPath = tuple[str | int, ...]
 
@@ -58,11 +58,11 @@ class Document:
         return (None, None)
 
 
-def parse_yaml(text: str, file: str) -> Document:
-    """Parse one YAML document.
+def parse_yaml(text: str, file: str, blame: type[GivenError] = RecipeError) -> Document:
+    """Parse one YAML document; errors are of class ``blame``.
 
     Raises:
-        RecipeError: a syntax error or a duplicate key, with file, line and column.
+        GivenError: a syntax error or a duplicate key, with file, line and column.
     """
     marks: dict[KeyPath, tuple[int, int]] = {}
     try:
@@ -70,13 +70,13 @@ def parse_yaml(text: str, file: str) -> Document:
         try:
             node = loader.get_single_node()
             if node is not None:
-                _Places(marks, file).walk(node, ())
+                _Places(marks, file, blame).walk(node, ())
             data = loader.construct_document(node) if node is not None else None
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise RecipeError(
+        raise blame(
             f"This is not valid YAML: {error.problem or error.context}.",
             expected="YAML mappings and lists, indented with spaces",
             fix="look at this line and the one before it",
@@ -85,7 +85,7 @@ def parse_yaml(text: str, file: str) -> Document:
             column=mark.column + 1 if mark else None,
         ) from error
     except yaml.YAMLError as error:
-        raise RecipeError(
+        raise blame(
             f"This is not valid YAML: {str(error).splitlines()[0]}.",
             expected="a text file",
             fix="check the path",
@@ -94,23 +94,21 @@ def parse_yaml(text: str, file: str) -> Document:
     return Document(data, file, marks)
 
 
-def read_yaml(path: Path) -> Document:
-    """Parse the YAML file at ``path``.
+def read_yaml(path: Path, blame: type[GivenError] = RecipeError) -> Document:
+    """Parse the YAML file at ``path``; errors are of class ``blame``.
 
     Raises:
-        RecipeError: it cannot be read, or see ``parse_yaml``.
+        GivenError: it cannot be read, or see ``parse_yaml``.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RecipeError(
-            "The file is no UTF-8 text.", expected="a YAML file", fix="check the path", file=path
-        ) from error
+        raise blame("The file is no UTF-8 text.", expected="a YAML file", fix="check the path", file=path) from error
     except OSError as error:
-        raise RecipeError(
+        raise blame(
             f"The file cannot be read: {error.strerror}.", expected="a YAML file", fix="check the path", file=path
         ) from error
-    return parse_yaml(text, str(path))
+    return parse_yaml(text, str(path), blame)
 
 
 def parse_value(text: str) -> Any:
@@ -121,9 +119,10 @@ def parse_value(text: str) -> Any:
 class _Places:
     """Notes where every value stands, and refuses keys that stand twice and values that contain themselves."""
 
-    def __init__(self, marks: dict[KeyPath, tuple[int, int]], file: str) -> None:
+    def __init__(self, marks: dict[KeyPath, tuple[int, int]], file: str, blame: type[GivenError]) -> None:
         self._marks = marks
         self._file = file
+        self._blame = blame
         self._open: set[int] = set()
         self._done: set[int] = set()
 
@@ -158,9 +157,9 @@ class _Places:
             self._marks[(*path, name)] = _place(key)
             self.walk(value, (*path, name))
 
-    def _error(self, message: str, expected: str, fix: str, node: yaml.Node) -> RecipeError:
+    def _error(self, message: str, expected: str, fix: str, node: yaml.Node) -> GivenError:
         line, column = _place(node)
-        return RecipeError(message, expected=expected, fix=fix, file=self._file, line=line, column=column)
+        return self._blame(message, expected=expected, fix=fix, file=self._file, line=line, column=column)
 
 
 def _place(node: yaml.Node) -> tuple[int, int]:
