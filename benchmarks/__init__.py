@@ -1,0 +1,1 @@
+"""Optkit timed, beside the direct library calls and its peers."""

@@ -79,7 +79,10 @@ def test_an_output_that_exists(tmp_path: Path, asked: tuple[object, ...], cache:
 def test_force_replaces_a_bundle_by_one_rename(tmp_path: Path, asked: tuple[object, ...]) -> None:
     out = tmp_path / "out"
     assert call(*asked, "-o", out).code == 0
-    (out / "old.txt").write_text("of the old bundle")
+    (out / "mine.txt").write_text("mine")
+    refused(asked, out, "no part of a bundle", "mine.txt", fix="move them elsewhere", more=("--force",))
+    assert (out / "mine.txt").read_text() == "mine"
+    (out / "mine.txt").unlink()
     first = out.stat().st_ino
     assert call(*asked, "-o", out, "--force").code == 0
     assert out.stat().st_ino != first, "another folder took its name"

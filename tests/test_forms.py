@@ -19,8 +19,8 @@ import optkit
 from optkit.data.dataset import Arrays
 from optkit.model.manifest import Manifest
 from sample_models.models import digits_mlp
-from tests.command import ROOT, SAMPLES
-from tests.helpers import relative_error, run_onnx
+from tests.command import ROOT, SAMPLES, call
+from tests.helpers import normal, onnx_model, relative_error, run_onnx
 
 FACTORY = f"{SAMPLES / 'models.py'}:digits_mlp"
 EVALUATION = SAMPLES / "data" / "digits_evaluation.npz"
@@ -28,7 +28,23 @@ SIGNATURE = "image=float32[batch,1,8,8]"
 INT8_ERROR = 0.01
 """Root mean square over the output's standard deviation; measured: .003."""
 EXACT_ERROR = 1e-5
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "the", "film", "plot", "is", "was", "very", "good", "bad", "dull", "fine"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "a",
+    "the",
+    "film",
+    "plot",
+    "is",
+    "was",
+    "very",
+    "good",
+    "bad",
+    "dull",
+    "fine",
+]
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ def test_every_form_of_one_network_gives_the_same_two_models(form: Callable[[Pat
 
 def test_the_same_weights_in_other_files_are_the_same_result(tmp_path: Path) -> None:
     digests = set()
-    for form in (as_safetensors, as_state_dict, as_nested_checkpoint):
+    for form in (as_safetensors, as_nested_checkpoint):
         manifest = optimized(form(tmp_path), "fp32", tmp_path / form.__name__)
         digests.add(manifest.result.digest)
     assert len(digests) == 1
@@ -182,23 +198,81 @@ def test_a_hugging_face_folder_with_its_tokenizer(tiny_bert: Path, tmp_path: Pat
     assert (bundle.assets.folder or tmp_path).joinpath(bundle.assets.preprocess["input_ids"]["tokenizer"]).exists()
 
 
+@pytest.mark.parametrize("function", [optkit.optimize, optkit.compare])
+def test_a_misspelt_option_is_not_ignored(function: Callable[..., object]) -> None:
+    model = SAMPLES / "digits_mlp.onnx"
+    with pytest.raises(optkit.OptkitError, match="There is no option 'limit'") as caught:
+        function(model, "int8" if function is optkit.optimize else model, limit=["cosine=0.5"])
+    assert (caught.value.exit_code, caught.value.fix) == (2, "did you mean 'limits'?")
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_a_model_that_made_up_inputs_do_not_fit_says_so(words: tuple[str, ...], tmp_path: Path) -> None:
+    onnx.save(
+        onnx_model("mlp (float[batch,wide] x) => (float[batch,4] y) { y = MatMul(x, w) }", {"w": normal(24, 4)}),
+        tmp_path / "model.onnx",
+    )
+    answer = call("optimize", tmp_path / "model.onnx", "-o", tmp_path / "out", "--no-bench", *words)
+    assert answer.code == 3
+    assert "The original does not run on inputs made up from its signature (x [8, 8])" in answer.err
+    better = call(
+        "optimize", tmp_path / "model.onnx", "-o", tmp_path / "out", "--no-bench", "--set", "target.shapes={wide: 24}"
+    )
+    assert better.code == 0, better.err
+
+
+SCRIPT = """\
+import pathlib
+
+import optkit
+
+
+class Nothing(optkit.Pass):
+    'Change nothing.'
+
+    forms = {"torch": "torch"}
+    kind = "exact"
+
+    def __call__(self, model, ctx):
+        return optkit.Outcome(model, 0, notes=["nothing to do"])
+
+
+def main(passes):
+    steps = [*passes, *(step.options for step in optkit.Recipe.load("fp32").passes[:1])]
+    done = optkit.optimize(%r, steps, "out", signature=%r, bench=False)
+    print(done.verdict.held)
+
+
+with pathlib.Path("runs.txt").open("a") as file:
+    file.write("run ")
+"""
+
+
+def run_script(folder: Path, last: str) -> tuple[int, str, str, int]:
+    """Exit code, stdout, stderr, and how often the script ran."""
+    (folder / "script.py").write_text(SCRIPT % (str(SAMPLES / "digits_mlp.ts.pt"), SIGNATURE) + last)
+    env = {"PYTHONPATH": str(ROOT), "OPTKIT_CACHE": str(folder / "cache")}
+    command = [sys.executable, "script.py"]
+    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return run.returncode, run.stdout, run.stderr, (folder / "runs.txt").read_text().count("run")
+
+
 def test_a_plain_script_is_not_run_again_by_its_worker_processes(tmp_path: Path) -> None:
-    """TorchScript runs in a child process, which must not import the script that began the job."""
-    script = tmp_path / "script.py"
+    """TorchScript is handled in child processes, which need not import the script that began the job."""
     model = str(SAMPLES / "digits_mlp.ts.pt")
-    script.write_text(
-        "import optkit, pathlib\n"
-        "with pathlib.Path('runs.txt').open('a') as file: file.write('run ')\n"
-        f"print(optkit.compare({model!r}, {model!r}, signature={SIGNATURE!r}).held)\n"
-    )
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "OPTKIT_CACHE": str(tmp_path / "cache"), "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr
-    assert (tmp_path / "runs.txt").read_text() == "run "
+    last = f"print(optkit.compare({model!r}, {model!r}, signature={SIGNATURE!r}).held)\n"
+    code, out, err, times = run_script(tmp_path, last)
+    assert (code, out, times) == (0, "True\n", 1), err
+
+
+def test_a_script_with_a_pass_of_its_own_is_imported_by_them(tmp_path: Path) -> None:
+    code, out, err, times = run_script(tmp_path, "if __name__ == '__main__':\n    main([Nothing()])\n")
+    assert (code, out) == (0, "True\n"), err
+    assert times > 1
+
+
+def test_such_a_script_without_a_guard_says_so_and_does_not_wait_for_ever(tmp_path: Path) -> None:
+    code, out, err, _ = run_script(tmp_path, "main([Nothing()])\n")
+    assert (code, out) == (1, "")
+    assert "The script starts a job wherever it is imported" in err
+    assert err.rstrip().endswith("Fix: indent the calls below: if __name__ == '__main__':")

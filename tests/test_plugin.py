@@ -146,7 +146,10 @@ def test_a_plugin_runs_is_named_in_the_lineage_and_its_edits_are_seen(installed:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("broken-pass", "The pass 'broken-pass' of acme_passes.broken:BrokenPass cannot be imported: ModuleNotFoundError"),
+        (
+            "broken-pass",
+            "The pass 'broken-pass' of acme_passes.broken:BrokenPass cannot be imported: ModuleNotFoundError",
+        ),
         ("misnamed-pass", "The pass 'misnamed-pass' of acme_passes.nameless:Other calls itself 'other'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import optkit
 from optkit.data.dataset import Arrays
 from optkit.model.manifest import Manifest
-from optkit.pipeline.steps import Policy
 from tests import zoo
 from tests.command import ROOT, call
 from tests.helpers import relative_error, run_onnx
@@ -87,7 +87,7 @@ def test_minilm(
         assert relative_error(states[real], wanted[real]) < 1e-3
         assert status(manifest)["fuse-graph"] == "changed"
     else:
-        assert manifest.result.size_bytes < 0.6 * manifest.baseline.size_bytes
+        assert manifest.result.size_bytes < 0.7 * manifest.baseline.size_bytes  # the embeddings stay
     assert (tmp_path / "out" / "preprocess.json").is_file()
     assert call("run", tmp_path / "out", "--input", tmp_path / "reviews.txt", "--json").code == 0
 
@@ -96,6 +96,7 @@ def test_minilm(
 
 
 @pytest.mark.zoo
+@pytest.mark.timeout(900)
 def test_efficientnet_static_int8_keeps_its_accuracy_on_labelled_photos(tmp_path: Path) -> None:
     weights, factory = zoo.efficientnet_lite0()
     manifest = optkit.optimize(
@@ -290,11 +291,13 @@ def measured(*command: object, cache: Path) -> Any:
 
 @pytest.mark.large
 def test_inspect_does_not_load_the_weights_of_a_large_model(large: Path, tmp_path: Path) -> None:
-    runs = [measured("inspect", large, "--json", cache=tmp_path) for _ in range(3)]
-    facts = json.loads(runs[0].output)["result"]["summary"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = measured("inspect", large, "--json", cache=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    facts = json.loads(done.output)["result"]["summary"]
     assert facts["parameters"] == 24 * (5600 * 5600 + 5600)
-    assert min(run.seconds for run in runs) < 1
-    assert max(run.peak_mb for run in runs) < 300
+    assert done.peak_mb < 300
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # reading 3 GB takes longer
 
 
 @pytest.mark.large

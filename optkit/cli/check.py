@@ -20,7 +20,7 @@ def check(
     trust_pickle: shared.TrustPickle = False,
     data: shared.Data = None,
     metric: shared.Metric = None,
-    limit: shared.Limit = None,
+    limits: shared.Limit = None,
     provider: shared.Provider = None,
     threads: shared.Threads = None,
     junit: shared.Junit = None,
@@ -28,16 +28,7 @@ def check(
     json: shared.JsonFlag = False,
 ) -> None:
     """Judge a result against its original: exit 4 if it is another model by now, 5 if it is too slow or large."""
-    asked = shared.given(
-        factory=factory,
-        signature=signature,
-        trust_pickle=trust_pickle,
-        data=data,
-        metric=metric,
-        limits=limit,
-        provider=provider,
-        threads=threads,
-    )
+    asked = shared.given(locals())
 
     def work() -> Any:
         from optkit.pipeline.compare import compare

@@ -76,7 +76,7 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         return None, Terminated("Terminated.", fix=again)
     except MemoryError:
         return None, OptkitError("Out of memory.", expected="more free memory", fix="close other programs")
-    except Exception as error:  # noqa: BLE001  the door: what is no OptkitError is a bug, told as one
+    except (Exception, SystemExit) as error:  # noqa: BLE001  the door: what is no OptkitError is a bug, told as one
         return None, error
 
 

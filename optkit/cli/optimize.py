@@ -9,7 +9,7 @@ import typer
 
 from optkit.cli import options as shared
 from optkit.cli.door import answer
-from optkit.cli.reports import report_writer
+from optkit.cli.reports import manifest_words, report_writer
 
 
 def optimize(
@@ -23,7 +23,7 @@ def optimize(
     trust_pickle: shared.TrustPickle = False,
     data: shared.Data = None,
     metric: shared.Metric = None,
-    limit: shared.Limit = None,
+    limits: shared.Limit = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="passes.ID.option=value. Repeatable.")
     ] = None,
@@ -32,6 +32,7 @@ def optimize(
     allow_synthetic_calibration: Annotated[
         bool, typer.Option("--allow-synthetic-calibration", help="Calibrate on made-up inputs where there are no data.")
     ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of every random choice. (default: 0)")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A broken promise stops instead of rolling back.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -42,17 +43,7 @@ def optimize(
     json: shared.JsonFlag = False,
 ) -> None:
     """Make a model smaller and faster by a recipe; the bundle is written only if the limits hold."""
-    asked = shared.given(
-        factory=factory,
-        signature=signature,
-        trust_pickle=trust_pickle,
-        data=data,
-        metric=metric,
-        limits=limit,
-        provider=provider,
-        threads=threads,
-        allow_synthetic_calibration=allow_synthetic_calibration,
-    )
+    asked = shared.given(locals())
 
     def work() -> Any:
         from optkit.cli.render import progress
@@ -73,10 +64,5 @@ def optimize(
 
         (show_plan if dry_run else show_manifest)(result)
 
-    def words(manifest: Any) -> str:
-        from optkit.report.markdown import markdown
-
-        return markdown(manifest)
-
-    writer = None if dry_run else report_writer(f"optkit optimize {model.name}", junit, markdown, words)
+    writer = None if dry_run else report_writer(f"optkit optimize {model.name}", junit, markdown, manifest_words)
     answer("optimize", json, work, show, show_missed=show, on_end=writer)

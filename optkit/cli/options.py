@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,15 @@ Junit = Annotated[Path | None, typer.Option(help="Write the verdict as JUnit XML
 Markdown = Annotated[Path | None, typer.Option(help="Write the report as Markdown.")]
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were given at all."""
-    return {key: value for key, value in options.items() if value not in (None, [], False)}
+ASKED = frozenset(
+    {
+        *("factory", "signature", "trust_pickle", "data", "metric", "limits", "provider", "threads"),
+        *("allow_synthetic_calibration", "seed"),
+    }
+)
+"""What the pipeline's functions take under the same name."""
+
+
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a verb's arguments, as its ``locals()`` has them first thing, those of ``ASKED`` that were given at all."""
+    return {key: value for key, value in arguments.items() if key in ASKED and value not in (None, [], False)}

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from optkit.report.run import RunFacts, run_lines, run_tables
 from optkit.report.tables import (
     Table,
     fidelity_table,
@@ -23,6 +24,9 @@ from optkit.report.tables import (
 if TYPE_CHECKING:
     from optkit.model.manifest import Manifest, Verdict
 
+NARROW = 90
+"""Columns below which the figures of an output are a line instead of a row."""
+
 PIPE_WIDTH = 140
 """Columns when nobody's terminal says otherwise."""
 
@@ -33,11 +37,16 @@ def console() -> Console:
     return out if out.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
+def say(out: Console, text: str) -> None:
+    """A line of prose: wrapped on a terminal, whole in a pipe."""
+    out.print(text, soft_wrap=not out.is_terminal)
+
+
 def show_table(out: Console, table: Table) -> None:
     """One table; long cells wrap instead of being cut."""
     if not table.rows:
         return
-    rich = RichTable(title=table.title or None, title_justify="left", title_style="bold", pad_edge=False)
+    rich = RichTable(title=table.title or None, title_justify="left", title_style="bold")
     for index, head in enumerate(table.heads):
         rich.add_column(escape(head), overflow="fold", justify="left" if index == 0 else "default")
     for index, row in enumerate(table.rows):
@@ -56,24 +65,25 @@ def show_manifest(manifest: Manifest) -> None:
     show_table(out, overview_table(manifest))
     for step in manifest.steps:
         for note in step.notes:
-            out.print(f"{escape(step.id)}: {escape(note)}")
+            say(out, f"{escape(step.id)}: {escape(note)}")
     if manifest.timing is not None:
-        ratio = manifest.timing.result
-        out.print(
-            f"Timed on {escape(ratio.inputs)}, {manifest.environment.threads} threads, {ratio.confidence:.0%} interval."
-        )
+        ratio, note = manifest.timing.result, f" ({manifest.timing_note})" if manifest.timing_note else ""
+        threads = manifest.environment.threads
+        say(out, f"Timed on {escape(ratio.inputs)}, {threads} threads, {ratio.confidence:.0%} interval{note}.")
     show_limits(out, manifest.verdict)
     if manifest.output and manifest.verdict.held:
-        out.print(f"Written: [bold]{escape(manifest.output)}[/]", soft_wrap=True)
+        say(out, f"Written: [bold]{escape(manifest.output)}[/]")
+        for note in manifest.notes:
+            say(out, f"[yellow]Note:[/] {escape(note)}")
 
 
 def show_limits(out: Console, verdict: Verdict) -> None:
     """Each limit in a line, then the verdict."""
     for limit, line in zip(verdict.limits, limit_lines(verdict), strict=True):
         colour = {True: "green", False: "bold red", None: "yellow"}[limit.held]
-        out.print(f"[{colour}]{escape(line[:12])}[/]{escape(line[12:])}")
+        say(out, f"[{colour}]{escape(line[:12])}[/]{escape(line[12:])}")
     colour = "green" if verdict.held else "red"
-    out.print(f"[bold {colour}]{escape(verdict_line(verdict))}[/] {escape(measured_on(verdict))}")
+    say(out, f"[bold {colour}]{escape(verdict_line(verdict))}[/] {escape(measured_on(verdict))}")
 
 
 def show_plan(plan: dict[str, Any]) -> None:
@@ -92,14 +102,32 @@ def show_plan(plan: dict[str, Any]) -> None:
 def show_verdict(verdict: Verdict) -> None:
     """Fidelity, metrics, limits and the verdict's line."""
     out = console()
-    show_table(out, fidelity_table(verdict))
+    table = fidelity_table(verdict)
+    if out.width >= NARROW:
+        show_table(out, table)
+    else:
+        for row in table.rows:
+            figures = [f"{head} {cell}" for head, cell in zip(table.heads[1:], row[1:], strict=True) if cell != "-"]
+            say(out, f"[bold]{escape(row[0])}[/]: {escape(', '.join(figures))}")
     for metric in verdict.metrics:
-        out.print(
+        say(
+            out,
             f"{metric.name}: {metric.original:.4f} -> {metric.result:.4f}, drop {metric.drop:.4f} "
             f"({metric.low:.4f} to {metric.high:.4f}; one-sided 95 % bound {metric.bound:.4f}; "
-            f"smallest provable on {metric.samples}: {metric.smallest_provable:.4f})"
+            f"smallest provable on {metric.samples}: {metric.smallest_provable:.4f})",
         )
     show_limits(out, verdict)
+
+
+def show_run(facts: RunFacts, verdict: Verdict | None) -> None:
+    """What a run gave, and the verdict where it was held against an original."""
+    out = console()
+    for table in run_tables(facts):
+        show_table(out, table)
+    for line in run_lines(facts):
+        out.print(line, markup=False)
+    if verdict is not None:
+        show_verdict(verdict)
 
 
 @contextmanager

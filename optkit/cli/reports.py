@@ -38,6 +38,13 @@ def report_writer(
     return write
 
 
+def manifest_words(manifest: Any) -> str:
+    """The Markdown text of a manifest."""
+    from optkit.report.markdown import markdown
+
+    return markdown(manifest)
+
+
 def _junit(suite: str, facts: Any, error: BaseException | None) -> str:
     from optkit.report.junit import junit, junit_error
 

@@ -27,7 +27,7 @@ def run(
     trust_pickle: shared.TrustPickle = False,
     data: shared.Data = None,
     metric: shared.Metric = None,
-    limit: shared.Limit = None,
+    limits: shared.Limit = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     json: shared.JsonFlag = False,
 ) -> None:
@@ -35,16 +35,7 @@ def run(
 
     With --against, --factory, --signature and --trust-pickle are about the original.
     """
-    asked = shared.given(
-        factory=factory,
-        signature=signature,
-        trust_pickle=trust_pickle,
-        data=data,
-        metric=metric,
-        limits=limit,
-        provider=provider,
-        threads=threads,
-    )
+    asked = shared.given(locals())
 
     def work() -> Any:
         from optkit.cli.progress import bar
@@ -57,16 +48,9 @@ def run(
         return (ran.verdict or ran.facts) if json else ran
 
     def show(ran: Any) -> None:
-        from optkit.cli.render import console, show_table, show_verdict
-        from optkit.report.run import run_lines, run_tables
+        from optkit.cli.render import show_run
 
-        screen = console()
-        for table in run_tables(ran.facts):
-            show_table(screen, table)
-        for line in run_lines(ran.facts):
-            screen.print(line, markup=False)
-        if ran.verdict is not None:
-            show_verdict(ran.verdict)
+        show_run(ran.facts, ran.verdict)
 
     def show_missed(verdict: Any) -> None:
         from optkit.cli.render import show_verdict

@@ -12,6 +12,7 @@ import numpy as np
 
 from optkit.data._feed import Feed, TensorFeed, numpy_dtype, sample_axes
 from optkit.data._images import ImageReader
+from optkit.data._npz import ArrayReader
 from optkit.data._reader import LABEL_NAMES, Reader, did_you_mean, listed
 from optkit.data.preprocess import ImageEntry, TextEntry
 from optkit.data.preprocess_image import ImageFeed
@@ -122,17 +123,18 @@ class _Binder:
             if spec.name in done:
                 continue
             columns = self._tensor_columns(spec)
-            if axes[spec.name] is None:
+            if self.signature.one_sample and not self._is_constant(spec, columns[0]):
+                feeds.append(TensorFeed(spec, columns, 0, self.reader.parsed, led=True))
+            elif axes[spec.name] is None:
                 constants[spec.name] = columns[0]
             else:
                 feeds.append(TensorFeed(spec, columns, axes[spec.name], self.reader.parsed))
-        if not feeds:
-            raise DataError(
-                "No input of the model has a sample axis, so there is nothing to feed samples to.",
-                expected=f"a batch axis in one of {listed(str(spec) for spec in self.signature.inputs)}",
-                fix="say which it is with --signature 'x=float32[batch,...]'",
-            )
         return Binding(tuple(feeds), constants)
+
+    def _is_constant(self, spec: TensorSpec, column: str) -> bool:
+        """A scalar beside vectors that comes as one number, for all samples."""
+        alone = isinstance(self.reader, ArrayReader) and self.reader.ndim(column) == 0
+        return alone and not spec.shape and any(other.shape for other in self.signature.inputs)
 
     @property
     def _names(self) -> list[str]:
@@ -199,19 +201,19 @@ class _Binder:
         raise self._mismatch(key)
 
     def _tensor_columns(self, spec: TensorSpec) -> tuple[str, ...]:
+        self._refuse_raw(spec)
         if spec.name in self.source.columns:
             return _split(self.reader, self.source.columns[spec.name])
         if spec.name in self.reader.columns:
             return (spec.name,)
-        if isinstance(self.reader.first(next(iter(self._free), "")) if self._free else None, str | Path):
-            self._refuse_raw(spec)
         if len(self._names) == 1 and self._free and (len(self._free) == 1 or self.reader.parsed):
             return tuple(self._free)
         raise self._mismatch(spec.name)
 
     def _refuse_raw(self, spec: TensorSpec) -> None:
-        """Images, and text files, need an entry that says how they become numbers."""
-        if spec.dtype == "string" or not isinstance(self.reader.first(self._free[0]), Path):
+        """Images need an entry that says how they become numbers."""
+        column = self.source.columns.get(spec.name, spec.name)
+        if not isinstance(self.reader, ImageReader) or spec.dtype == "string" or column in self.beside:
             return
         raise DataError(
             f"Nothing says how the images of {self.reader.where} become the input '{spec.name}'.",

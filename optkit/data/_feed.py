@@ -83,21 +83,29 @@ class TensorFeed:
     columns: tuple[str, ...]
     axis: int | None
     parsed: bool
+    led: bool = False
+    """One call of the model is one sample: the source has an axis 0 of samples that the input has not."""
+
+    @property
+    def source_spec(self) -> TensorSpec:
+        """The input as the source holds it."""
+        return led_spec(self.spec) if self.led else self.spec
 
     @property
     def axes(self) -> dict[str, int | None]:
-        """The input's own sample axis."""
+        """The sample axis in the source."""
         return dict.fromkeys(self.columns, self.axis)
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The input's own rank."""
-        return {} if self.spec.shape is None else dict.fromkeys(self.columns, len(self.spec.shape))
+        """The rank in the source."""
+        shape = self.source_spec.shape
+        return {} if shape is None else dict.fromkeys(self.columns, len(shape))
 
     @property
     def fingerprint(self) -> str:
         """Input and columns."""
-        return f"{self.spec} {self.axis} {self.columns}"
+        return f"{self.source_spec} {self.axis} {self.columns}"
 
     def files(self, read: Callable[[], Mapping[str, Rows]]) -> tuple[Path, ...]:
         """None."""
@@ -110,9 +118,16 @@ class TensorFeed:
             rows = values[self.columns[0]]
         else:
             rows = [list(cells) for cells in zip(*(values[name] for name in self.columns), strict=True)]
-        if self.parsed and self.spec.dtype != "string":
-            rows = parse_rows(rows, self.spec, place)
-        return {self.spec.name: finish(rows, self.spec, self.axis, place, parsed=self.parsed)}
+        spec = self.source_spec
+        if self.parsed and spec.dtype != "string":
+            rows = parse_rows(rows, spec, place)
+        made = finish(rows, spec, self.axis, place, parsed=self.parsed)
+        return {spec.name: made[0, ...] if self.led else made}
+
+
+def led_spec(spec: TensorSpec) -> TensorSpec:
+    """The same with an axis of samples before the others."""
+    return replace(spec, shape=None if spec.shape is None else ("batch", *spec.shape))
 
 
 def constant_input(value: Any, spec: TensorSpec, *, parsed: bool) -> Array:
@@ -121,7 +136,7 @@ def constant_input(value: Any, spec: TensorSpec, *, parsed: bool) -> Array:
     def place(_: int) -> str:
         return "its value"
 
-    led = replace(spec, shape=None if spec.shape is None else ("batch", *spec.shape))
+    led = led_spec(spec)
     rows: Rows = [value]
     if parsed and spec.dtype != "string":
         rows = parse_rows(rows, led, place)

@@ -50,7 +50,7 @@ def _items(source: str, base: Path) -> Iterator[Any]:
         yield from made
     except OptkitError:
         raise
-    except Exception as error:  # a user's own code may raise anything; it is their error, not a bug in optkit
+    except (Exception, SystemExit) as error:  # a user's own code may raise anything; it is no bug in optkit
         raise DataError(
             f"The data function {source} failed: {type(error).__name__}: {error}.",
             expected="a function without arguments that returns an iterable of {input name: array}",

@@ -96,6 +96,10 @@ class ArrayReader(Lazy):
             )
         return header
 
+    def ndim(self, column: str) -> int:
+        """Rank of the array in the first chunk."""
+        return len(self._header(0, column)[0])
+
     def _chunk_name(self, chunk: int) -> str:
         if self.files:
             return str(self.files[chunk])

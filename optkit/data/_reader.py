@@ -75,6 +75,16 @@ def sha256_of(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
+def version_of(distribution: str) -> str:
+    """``name version`` of an installed distribution; the name alone where it is not installed."""
+    from importlib import metadata
+
+    try:
+        return f"{distribution} {metadata.version(distribution)}"
+    except metadata.PackageNotFoundError:
+        return distribution
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -13,7 +13,7 @@ from optkit.data._bind import Binding, bind, group_column, label_column
 from optkit.data._feed import constant_input, sample_axes
 from optkit.data._function import first_item, open_function
 from optkit.data._images import ENDINGS, ImageReader, image_files, open_images
-from optkit.data._npz import open_npz, open_npz_dir, read_headers
+from optkit.data._npz import ArrayReader, open_npz, open_npz_dir, read_headers
 from optkit.data._reader import LABEL_NAMES, Reader, as_labels
 from optkit.data._samples import Samples, as_dataset
 from optkit.data._table import TableReader, TextReader
@@ -228,6 +228,9 @@ def _open_reader(kind: Format, source: DataSource, base: Path, signature: Signat
 
 def _item_size(item: Arrays, source: DataSource, signature: Signature) -> int:
     """Samples in one item of a function."""
+    if signature.one_sample:
+        ranks = {source.columns.get(spec.name, spec.name): len(spec.shape or ()) for spec in signature.inputs}
+        return next((len(item[name]) for name, rank in ranks.items() if name in item and item[name].ndim > rank), 1)
     for name, axis in sample_axes(signature).items():
         array = item.get(source.columns.get(name, name))
         if axis is not None and array is not None and array.ndim > axis:
@@ -240,6 +243,8 @@ def _assemble(
 ) -> Samples:
     """The dataset, once it is known what feeds what."""
     labels, groups = label_column(reader, source, signature), group_column(reader, source)
+    if signature.one_sample and isinstance(reader, ArrayReader):
+        reader = replace(reader, single=True)
     reader = _bound(reader, binding, [name for name in (labels, groups) if name is not None])
     indices = _draw(reader, source, first=first)
     fixed = signature.fixed_batch()
@@ -247,7 +252,7 @@ def _assemble(
     return Samples(
         split=split,
         source=source.source,
-        batch=fixed or source.batch,
+        batch=1 if signature.one_sample else fixed or source.batch,
         reader=kept,
         feeds=binding.feeds,
         order=tuple(spec.name for spec in signature.inputs),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.data._feed import Place, finish, numpy_dtype
-from optkit.data._reader import Rows
+from optkit.data._reader import Rows, version_of
 from optkit.data.dataset import Array, Arrays
 from optkit.data.preprocess import ImageEntry
 from optkit.errors import DataError, PackageError
@@ -49,8 +49,8 @@ class ImageFeed:
 
     @property
     def fingerprint(self) -> str:
-        """The entry."""
-        return f"{self.spec} {self.axis} {self.column} {self.entry.model_dump_json()}"
+        """The entry, and what decodes and resizes."""
+        return f"{self.spec} {self.axis} {self.column} {self.entry.model_dump_json()} {version_of('pillow')}"
 
     def files(self, read: Callable[[], Mapping[str, Rows]]) -> tuple[Path, ...]:
         """Images that a table names."""

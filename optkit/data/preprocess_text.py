@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.data._feed import Place, finish
-from optkit.data._reader import Lazy, Rows, sha256_of
+from optkit.data._reader import Lazy, Rows, sha256_of, version_of
 from optkit.data.dataset import Arrays
 from optkit.data.preprocess import TextEntry, tokenizer_files
 from optkit.errors import DataError, PackageError
@@ -75,10 +75,10 @@ class TextFeed(Lazy):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The entry and the content of the tokenizer's files."""
+        """The entry, the content of the tokenizer's files, and what reads them."""
         files = sha256_of(tokenizer_files(self.entry, self.folder))
         specs = " ".join(f"{spec} {self.input_axes[spec.name]}" for spec in self.specs)
-        return f"{specs} {self.columns} {self.entry.max_length} {self.entry.pair} {files}"
+        return f"{specs} {self.columns} {self.entry.max_length} {self.entry.pair} {files} {version_of('tokenizers')}"
 
     def files(self, read: Callable[[], Mapping[str, Rows]]) -> tuple[Path, ...]:
         """None."""

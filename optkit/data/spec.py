@@ -13,7 +13,7 @@ Split = Literal["calibration", "search", "evaluation", "train", "fit"]
 class DataSource(BaseModel):
     """Where the samples of one split come from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: str
     """A path (relative to the file that states it), or ``pkg.module:fn`` / ``FILE.py:fn`` for functions."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from optkit.data._feed import TensorFeed, numpy_dtype, sample_axes
+from optkit.data._feed import TensorFeed, led_spec, numpy_dtype, sample_axes
 from optkit.data._npz import ArrayReader
 from optkit.data._samples import Samples, as_dataset
 from optkit.data.dataset import Array, Dataset
@@ -42,22 +42,24 @@ def synthetic(
         shapes: sizes of dynamic dimensions; others are 16 (sequence-like), 32 (height, width) or 8. The size of
             the batch dimension replaces ``batch``.
         count: samples; at least one batch is made.
-        batch: samples per batch; a model's fixed batch size overrides it.
+        batch: samples per batch; a model's fixed batch size overrides it, and 1 where one call is one sample.
         seed: of the random numbers.
 
     Raises:
         DataError: an input's rank or dtype is not known.
     """
-    axes = sample_axes(signature)
+    led = signature.one_sample
+    axes = dict.fromkeys((spec.name for spec in signature.inputs), 0) if led else sample_axes(signature)
     fixed = signature.fixed_batch()
-    batch = fixed or _stated_batch(signature, axes, shapes) or batch
+    batch = 1 if led else fixed or _stated_batch(signature, axes, shapes) or batch
     count = max(count, batch)
     rng = np.random.default_rng(seed)
     arrays = {
-        spec.name: _made(spec, _sizes(spec, axes[spec.name], count, shapes), rng, shapes) for spec in signature.inputs
+        spec.name: _made(spec, _sizes(led_spec(spec) if led else spec, axes[spec.name], count, shapes), rng, shapes)
+        for spec in signature.inputs
     }
     feeds = [
-        TensorFeed(spec, (spec.name,), axes[spec.name], parsed=False)
+        TensorFeed(spec, (spec.name,), axes[spec.name], parsed=False, led=led)
         for spec in signature.inputs
         if axes[spec.name] is not None
     ]

@@ -49,18 +49,29 @@ def _unchecked(name: str, limit: str, why: str, kind: Literal["accuracy", "budge
 
 def _cosine(limits: LabelledLimits, outputs: Sequence[OutputFidelity], prefix: str) -> LimitResult | None:
     figures = [(output.name, output.cosine) for output in outputs if output.cosine is not None]
-    return _worst("cosine", limits.cosine, figures, prefix, "no float output")
+    return _worst("cosine", limits.cosine, figures, prefix, _no_float(outputs))
 
 
 def _max_error(limits: LabelledLimits, outputs: Sequence[OutputFidelity], prefix: str) -> LimitResult | None:
     figures = [(output.name, output.max_error_std) for output in outputs if output.max_error_std is not None]
-    return _worst("max_error", limits.max_error, figures, prefix, "no float output")
+    return _worst("max_error", limits.max_error, figures, prefix, _no_float(outputs))
+
+
+def _no_float(outputs: Sequence[OutputFidelity]) -> str:
+    floats = [output.name for output in outputs if _is_float(output)]
+    return f"nothing in {' and '.join(floats)} could be compared" if floats else "no float output"
+
+
+def _is_float(output: OutputFidelity) -> bool:
+    return output.dtype.startswith(("float", "bfloat"))
 
 
 def _agreement(limits: LabelledLimits, outputs: Sequence[OutputFidelity], prefix: str) -> LimitResult | None:
     shares = [(output.name, output.equal if output.top1 is None else output.top1) for output in outputs]
     figures = [(name, share) for name, share in shares if share is not None]
     note = "no output looks like class scores; if one does, say outputs: {NAME: {classes: true}}"
+    empty = [output.name for output in outputs if output.equal is None and not _is_float(output)]
+    note = f"nothing in {' and '.join(empty)} could be compared" if empty else note
     return _worst("agreement", limits.agreement, figures, prefix, note)
 
 

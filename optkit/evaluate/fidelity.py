@@ -1,21 +1,28 @@
 """How close one output of the result is to the same output of the original, streamed batch by batch.
 
-A row is one sample: axis 0 where its length is the batch size, else the whole array is one row a batch. The other axes
-are flattened, everything is computed in float64, and only one cosine a row is kept.
+A row is one sample: axis 0 where it counts samples (the signature or the first batch tell, for all batches), else the
+whole array is one row a batch. The other axes are flattened, everything is computed in float64, and only seven sums a
+row are kept.
+
+Where the original has a common offset, cosine and SQNR are those of the values less its mean: next to the offset of
+1e5 + signal, a result that lost the signal would have cosine 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf, log10, sqrt
+from math import hypot, inf, log10, sqrt
 
 import numpy as np
 
 from optkit.data.dataset import Array, Batch
 from optkit.errors import DataError
 from optkit.evaluate.agreement import ClassScores
-from optkit.evaluate.rows import Float64, Mask, OutputOptions, dtype_name, find_mask, is_float, per_sample, select
+from optkit.evaluate.rows import Float64, Mask, OutputOptions, dtype_name, find_mask, is_float, select
 from optkit.model.manifest import OutputFidelity
+
+OFFSET = 3.0
+"""Standard deviations that the original's mean must be away from 0 to be taken off before cosine and SQNR."""
 
 BLOCK = 1 << 18
 """Elements compared at once: bounds the memory of the float64 copies, and keeps them in the CPU's cache."""
@@ -28,16 +35,22 @@ class Fidelity:
     """Accumulates one output; ``problems`` lists what no tolerance may excuse.
 
     ``may_change`` holds what the passes declared: ``dtypes`` allows another float dtype, ``dims`` another shape (such
-    an output is then left out of the comparison).
+    an output is then left out of the comparison). ``rowwise`` says whether axis 0 counts samples; None = it does where
+    its size is that of the first batch.
     """
 
     def __init__(
-        self, name: str, options: OutputOptions | None = None, may_change: frozenset[str] = frozenset()
+        self,
+        name: str,
+        options: OutputOptions | None = None,
+        may_change: frozenset[str] = frozenset(),
+        rowwise: bool | None = None,
     ) -> None:
         self.name = name
         self.rows = 0
         self._options = options or OutputOptions()
         self._may_change = may_change
+        self._rowwise = rowwise
         self._dtype = ""
         self._float = False
         self._notes: dict[str, None] = {}
@@ -56,6 +69,11 @@ class Fidelity:
         """True for integer, bool and string outputs."""
         return bool(self._dtype) and not self._float
 
+    @property
+    def compared(self) -> bool:
+        """Whether any element was compared."""
+        return self._compared > 0 or self._numbers.compared
+
     def update(self, original: Array, result: Array, batch: Batch) -> None:
         """Add one batch. ``batch.inputs`` hold masks, ``batch.labels`` help to tell class scores.
 
@@ -64,8 +82,12 @@ class Fidelity:
         """
         self._dtype = self._dtype or dtype_name(original)
         self._float = is_float(original)
-        rowwise = per_sample(original, batch.size)
-        rows = batch.size if rowwise else 1
+        if self._rowwise is None:
+            self._rowwise = original.ndim > 0 and len(original) == batch.size
+        rowwise = self._rowwise and original.ndim > 0
+        rows = len(original) if rowwise else 1
+        if rows != batch.size:  # masks and labels belong to other rows
+            batch = Batch({}, rows)
         if self._comparable(original, result):
             if rowwise:
                 self._add(original, result, batch, self._mask(original, batch))
@@ -146,9 +168,12 @@ class _Numbers:
         self._count = 0
         self._mean = self._moment = 0.0
         """Of the original: running mean, and sum of squared distances from it."""
-        self._max = self._absolute = self._noise = self._signal = self._dot = self._power = 0.0
-        """Largest and summed |error|; sums of error², original², original·result, result²."""
-        self._cosines: list[Float64] = []
+        self._max = self._absolute = 0.0
+        """Largest and summed |error|."""
+        self._shift: float | None = None
+        """Taken off both before the sums, so that these keep their digits next to an offset."""
+        self._sums: list[Float64] = []
+        """[7, n] a block: see ``_row_sums``."""
         self._width = 0
         self._excluded = 0
         self._first: dict[str, tuple[int, int]] = {}
@@ -162,16 +187,11 @@ class _Numbers:
         absolute = np.abs(error)
         self._max = max(self._max, float(absolute.max(initial=0.0)))
         self._absolute += float(absolute.sum())
-        sums = [np.einsum("ij,ij->i", x, y) for x, y in ((a, a), (b, b), (a, b), (error, error))]
-        self._signal, self._power, self._dot, self._noise = (
-            total + float(part.sum())
-            for total, part in zip((self._signal, self._power, self._dot, self._noise), sums, strict=True)
-        )
-        cosines = _cosine(*sums)
-        if used is not None:
-            cosines[~used.any(axis=1)] = np.nan
-        self._cosines.append(cosines)
         self._moments(a, used)
+        if self._shift is None and self._count:
+            far = abs(self._mean) > OFFSET * sqrt(self._moment / self._count)
+            self._shift = self._mean if far else 0.0
+        self._sums.append(_row_sums(a, b, used, self._shift or 0.0))
 
     def _finite(self, a: Float64, b: Float64, used: Mask | None, first: int) -> tuple[Float64, Float64, Mask | None]:
         """Both with zeros where they are masked or not finite, and what is left."""
@@ -208,10 +228,22 @@ class _Numbers:
         self._mean += step * count / total
         self._count = total
 
+    @property
+    def compared(self) -> bool:
+        """Whether any element was."""
+        return self._count > 0
+
     def _scale(self) -> tuple[float, bool]:
         """What errors are measured against: the original's standard deviation, or its RMS where it is constant."""
-        spread, rms = sqrt(self._moment / self._count), sqrt(self._signal / self._count)
+        spread = sqrt(self._moment / self._count)
+        rms = hypot(spread, self._mean)
         return (rms, True) if spread <= CONSTANT * rms else (spread, False)
+
+    def _offset(self) -> float:
+        """What cosine and SQNR leave out: the mean where it is far from 0 or there is one value a sample, else 0."""
+        spread, constant = self._scale()
+        off = self._width == 1 or abs(self._mean) > OFFSET * spread
+        return self._mean if off and not constant else 0.0
 
     def figures(self) -> dict[str, float | int | None]:
         """The fields of ``OutputFidelity`` that errors and cosines fill; empty when nothing was compared."""
@@ -219,19 +251,19 @@ class _Numbers:
             return {}
         scale = self._scale()[0]
         relative = self._max / scale if scale else (0.0 if self._max == 0 else inf)
+        aa, bb, ab, ee, used = _moved(np.concatenate(self._sums, axis=1), self._offset() - (self._shift or 0.0))
         return {
             "max_error": self._max,
             "mean_error": self._absolute / self._count,
             "max_error_std": relative,
-            "sqnr_db": _decibel(self._signal, self._noise),
-            **self._cosine_figures(),
+            "sqnr_db": _decibel(float(aa.sum()), float(ee.sum())),
+            **self._cosine_figures((aa, bb, ab, ee), used),
         }
 
-    def _cosine_figures(self) -> dict[str, float | int | None]:
+    def _cosine_figures(self, sums: tuple[Float64, ...], used: Float64) -> dict[str, float | int | None]:
         if self._width == 1:
-            sums = (np.array([x]) for x in (self._signal, self._power, self._dot, self._noise))
-            return {"cosine": float(_cosine(*sums)[0])}
-        cosines = np.concatenate(self._cosines)
+            return {"cosine": float(_cosine(*(part.sum(keepdims=True) for part in sums))[0])}
+        cosines = np.where(used > 0, _cosine(*sums), np.nan)
         worst = int(np.nanargmin(cosines))
         return {
             "cosine": float(np.nanmean(cosines)),
@@ -247,7 +279,10 @@ class _Numbers:
         notes = ["one value a sample: cosine over all samples at once"] if self._width == 1 else []
         if self._excluded:
             notes.append(f"{self._excluded} values are NaN or Inf in both and left out")
-        if self._scale()[1] and self._signal:
+        scale, constant = self._scale()
+        if self._offset():
+            notes.append(f"cosine and SQNR of the values less the original's mean, {self._mean:.4g}")
+        if constant and scale:
             notes.append("the original is constant: error over its RMS, not its standard deviation")
         return notes
 
@@ -261,6 +296,24 @@ class _Numbers:
             f"{sample} ({count} values)"
             for kind, (sample, count) in self._first.items()
         ]
+
+
+def _row_sums(a: Float64, b: Float64, used: Mask | None, shift: float) -> Float64:
+    """[7, n]: each row's sums of a², b², a·b, error², a, b and 1, with ``shift`` taken off a and b."""
+    errors = np.einsum("ij,ij->i", b - a, b - a)
+    if shift:
+        a, b = (x - shift if used is None else np.where(used, x - shift, 0.0) for x in (a, b))
+    counts = np.full(len(a), a.shape[1]) if used is None else used.sum(axis=1)
+    products = [np.einsum("ij,ij->i", x, y) for x, y in ((a, a), (b, b), (a, b))]
+    return np.stack([*products, errors, a.sum(axis=1), b.sum(axis=1), counts])
+
+
+def _moved(sums: Float64, shift: float) -> tuple[Float64, Float64, Float64, Float64, Float64]:
+    """a², b², a·b, error² and 1 of ``_row_sums``, had ``shift`` been taken off as well."""
+    aa, bb, ab, ee, a, b, used = sums
+    square = shift * shift * used
+    moved = aa - 2 * shift * a + square, bb - 2 * shift * b + square, ab - shift * (a + b) + square
+    return np.maximum(moved[0], 0.0), np.maximum(moved[1], 0.0), moved[2], ee, used
 
 
 def _cosine(aa: Float64, bb: Float64, ab: Float64, ee: Float64) -> Float64:

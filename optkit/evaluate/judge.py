@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 
-from optkit.data.dataset import Arrays, Batch, Dataset
+from optkit.data.dataset import Array, Arrays, Batch, Dataset
 from optkit.errors import DataError, GivenError
 from optkit.evaluate.checks import (
     accuracy_limits,
@@ -19,12 +19,12 @@ from optkit.evaluate.checks import (
 from optkit.evaluate.fidelity import Fidelity
 from optkit.evaluate.limits import Limits
 from optkit.evaluate.metrics import Metric, metric_name, needs_labels
-from optkit.evaluate.rows import OutputOptions, trim
+from optkit.evaluate.rows import OutputOptions, sample_axis, trim
 from optkit.evaluate.scoring import PairedScore, fit_metric
 from optkit.model.manifest import MeasuredOn, MetricResult, OutputFidelity, Verdict
 from optkit.model.signature import Signature
 
-__all__ = ["OutputOptions", "add_limits", "budget_limits", "judge"]
+__all__ = ["OutputOptions", "add_limits", "budget_limits", "judge", "measured_on"]
 
 
 def judge(
@@ -40,6 +40,7 @@ def judge(
     dropped: Sequence[str] = (),
     may_change: frozenset[str] = frozenset(),
     fit: tuple[Dataset, Iterable[Arrays]] | None = None,
+    batches: Iterable[Batch] | None = None,
 ) -> Verdict:
     """Compare two models' outputs over a dataset, by accuracy limits alone.
 
@@ -47,7 +48,7 @@ def judge(
         original: the original's outputs, one dict a batch of ``dataset``, padding rows already removed.
         result: the same of the result; both are consumed lazily and side by side.
         dataset: what both were run on; gives labels, groups and masks.
-        signature: the original's; says where the sample axis of each input is.
+        signature: the original's; says where the sample axis of each input and output is.
         options: output name -> how to compare it.
         metric: task metric, measured where the data have the labels it needs.
         limits: as stated; the defaults are added here (``Limits.resolved``).
@@ -55,6 +56,7 @@ def judge(
         dropped: outputs that a pass removed by declaration.
         may_change: ``outputs``, ``dims``, ``dtypes``, as the passes declared.
         fit: labelled data and the original's outputs on it, for a metric that is fitted.
+        batches: those of ``dataset``, where somebody reads them anyway, so that they are made once.
 
     Raises:
         DataError: a metric on synthetic data, a top-level ``metric_drop`` that cannot be checked, a metric without the
@@ -70,9 +72,9 @@ def judge(
         )
     if scored is not None:
         fit_metric(scored, fit, signature)
-    comparison = _Comparison(dict(options or {}), frozenset(dropped), may_change)
+    comparison = _Comparison(signature, dict(options or {}), frozenset(dropped), may_change)
     paired = None if scored is None else PairedScore(scored)
-    for batch, before, after in comparison.aligned(dataset.batches(), original, result):
+    for batch, before, after in comparison.aligned(dataset.batches() if batches is None else batches, original, result):
         real = trim(batch, signature)
         comparison.add(real, before, after)
         if paired is not None and not comparison.problems:
@@ -113,9 +115,16 @@ def _measurable(metric: Metric, limits: Limits, dataset: Dataset) -> bool:
 class _Comparison:
     """Every output's fidelity, and what went wrong before any tolerance."""
 
-    def __init__(self, options: dict[str, OutputOptions], dropped: frozenset[str], may_change: frozenset[str]) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        options: dict[str, OutputOptions],
+        dropped: frozenset[str],
+        may_change: frozenset[str],
+    ) -> None:
         self.samples = 0
         self.dropped = dropped
+        self._signature = signature
         self._options = options
         self._may_change = may_change
         self._broken: dict[str, str] = {}
@@ -156,7 +165,7 @@ class _Comparison:
         """Compare the outputs of one batch by name."""
         wanted = [name for name in before if name not in self.dropped]
         for name in wanted:
-            output = self._outputs.setdefault(name, Fidelity(name, self._options.get(name), self._may_change))
+            output = self._outputs.get(name) or self._outputs.setdefault(name, self._started(name, before[name]))
             if name in after:
                 output.update(before[name], after[name], batch)
             else:
@@ -165,6 +174,10 @@ class _Comparison:
             for name in sorted(after.keys() - before.keys()):
                 self._break(name, "the result has it, the original does not")
         self.samples += batch.size
+
+    def _started(self, name: str, first: Array) -> Fidelity:
+        rowwise = sample_axis(self._signature, name, first.shape)
+        return Fidelity(name, self._options.get(name), self._may_change, rowwise)
 
     def _break(self, name: str, text: str) -> None:
         self._broken.setdefault(name, f"output '{name}': {text}")
@@ -189,6 +202,8 @@ class _Comparison:
             problems = ["there are no samples, so nothing was compared"]
         elif not problems and not self._outputs:
             problems = ["original and result share no output, so nothing was compared"]
+        elif not problems and not any(output.compared for output in self._outputs.values()):
+            problems = ["no output has an element that can be compared, so nothing was compared"]
         return tuple(problems)
 
 
@@ -217,12 +232,13 @@ def _verdict(
         limits=checked,
         problems=problems,
         dropped_outputs=tuple(sorted(comparison.dropped)),
-        measured_on=_measured_on(dataset, comparison.samples),
+        measured_on=measured_on(dataset, comparison.samples),
         would_pass=would_pass(checked),
     )
 
 
-def _measured_on(dataset: Dataset, samples: int) -> MeasuredOn:
+def measured_on(dataset: Dataset, samples: int) -> MeasuredOn:
+    """What a verdict on ``samples`` samples of the dataset says about where it comes from."""
     return MeasuredOn(
         split=dataset.split,
         source=dataset.source,

@@ -16,7 +16,7 @@ EXACT_MAX_ERROR = 1e-3
 COSINE = 0.99
 """Default ``cosine`` of any other chain."""
 AGREEMENT = 0.98
-"""Default ``agreement`` of any other chain, and of integer, bool and string outputs."""
+"""Default ``agreement`` of any other chain: of class scores, and of integer, bool and string outputs."""
 
 Number = Annotated[float, Strict()]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
@@ -133,15 +133,14 @@ class Limits(LabelledLimits):
     def resolved(self, exact: bool, *, classes: bool = True, discrete: bool = False) -> Limits:
         """With the defaults where nothing is stated.
 
-        A chain of ``exact`` passes: max_error <= 1e-3, and agreement >= 0.98 where the model has ``discrete`` (integer,
+        A chain of ``exact`` passes: max_error <= 1e-3, and agreement >= 1 where the model has ``discrete`` (integer,
         bool or string) outputs. Any other chain: cosine >= 0.99, and agreement >= 0.98 where there are ``classes`` or
         discrete outputs. Always: speedup not-slower.
         """
-        agreement = AGREEMENT if discrete or (classes and not exact) else None
         defaults = (
-            Limits(max_error=EXACT_MAX_ERROR, agreement=agreement, speedup="not-slower")
+            Limits(max_error=EXACT_MAX_ERROR, agreement=1.0 if discrete else None, speedup="not-slower")
             if exact
-            else Limits(cosine=COSINE, agreement=agreement, speedup="not-slower")
+            else Limits(cosine=COSINE, agreement=AGREEMENT if discrete or classes else None, speedup="not-slower")
         )
         return defaults.merged(self)
 

@@ -170,7 +170,7 @@ def _from_code(reference: str, args: dict[str, Any], base: Path) -> Metric:
     found = named(reference, base=base, what="metric", blame=GivenError)
     try:
         metric = found(**args) if isinstance(found, type) else found
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise GivenError(
             f"The metric '{reference}' cannot be made: {type(error).__name__}: {error}",
             expected="a class that takes the args given with it",

@@ -43,9 +43,22 @@ def is_float(array: Array) -> bool:
     return array.dtype.name.startswith(("float", "bfloat"))
 
 
-def per_sample(array: Array, size: int) -> bool:
-    """True where axis 0 of an output counts the samples of a batch of ``size``."""
-    return array.ndim > 0 and array.shape[0] == size
+def sample_axis(signature: Signature, name: str, shape: tuple[int, ...]) -> bool | None:
+    """Whether axis 0 of the output of this ``shape`` counts samples, where the signature tells; else None.
+
+    It does where its dimension is the inputs' dynamic batch; it does not where its size is fixed and the batch is not.
+    """
+    batches = {
+        spec.shape[axis]
+        for spec in signature.inputs
+        if spec.shape and (axis := signature.batch_axes()[spec.name]) is not None
+    }
+    stated = next((spec.shape[0] for spec in signature.outputs if spec.name == name and spec.shape), None)
+    if stated is None or not shape or not all(isinstance(dim, str) for dim in batches) or not batches:
+        return None
+    if stated in batches:
+        return True
+    return False if stated == shape[0] else None
 
 
 def trim(batch: Batch, signature: Signature) -> Batch:

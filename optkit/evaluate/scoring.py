@@ -134,7 +134,7 @@ def _guarded(metric: Metric, call: Callable[[], T]) -> T:
         return call()
     except OptkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(metric, ShippedMetric):
             raise
         raise GivenError(

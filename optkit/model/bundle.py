@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import filecmp
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from optkit.errors import OutputError
+from optkit.errors import ModelError, OutputError
 
+_PARTS = ("model.onnx", "model.ort", "model.onnx.data", "manifest.json", "recipe.yaml", "report.md", "preprocess.json")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _FICLONE = 0x40049409
@@ -24,22 +27,41 @@ def check_output(out: Path, *, force: bool) -> None:
     """Refuse an output path before any work is done; clear up what killed runs left beside it.
 
     Raises:
-        OutputError: it exists (without ``force``), or its folder is not there or not writable.
+        OutputError: it exists (without ``force``), is a link that leads nowhere, would take away or come to stand
+            beside what is not optkit's, or its folder is not there or not writable.
     """
+    if out.is_symlink() and not out.exists():
+        raise OutputError(
+            f"The output {out} is a link that leads nowhere.",
+            expected="a path where nothing is yet, or a link to an output",
+            fix="remove the link, or choose another path with -o",
+        )
+    alone, out = out.suffix == ".onnx", real_place(out)
     _clear_leftovers(out)
-    parent = out.absolute().parent
+    parent = out.parent
     if out.exists() and not force:
         raise OutputError(
             f"The output {out} exists already.",
             expected="a path where nothing is yet",
             fix="choose another one with -o, or replace it with --force",
         )
-    if out.exists() and not (out.is_file() if out.suffix == ".onnx" else _replaceable(out)):
-        kind = "a file" if out.suffix == ".onnx" else "a bundle (a folder with model.onnx and manifest.json)"
+    if out.exists() and not (out.is_file() if alone else _replaceable(out)):
+        kind = "a file" if alone else "a bundle (a folder with model.onnx and optkit's manifest.json)"
         raise OutputError(
             f"The output {out} exists and is not {kind}, so that --force does not replace it.",
-            expected=kind if out.suffix == ".onnx" else f"{kind}, or an empty folder",
+            expected=kind if alone else f"{kind}, or an empty folder",
             fix="choose another path with -o",
+        )
+    foreign = _foreign_data(out) if alone else _foreign_files(out)
+    if foreign:
+        raise OutputError(
+            f"Beside the output {out} lies {foreign[0].name}, which is no part of it."
+            if alone
+            else f"The output {out} holds files that are no part of a bundle, so that --force does not replace it: "
+            + ", ".join(str(file.relative_to(out)) for file in foreign[:5])
+            + (f" and {len(foreign) - 5} more." if len(foreign) > 5 else "."),
+            expected="only what optkit wrote",
+            fix="move them elsewhere, or choose another path with -o",
         )
     while not parent.exists():
         parent = parent.parent
@@ -49,23 +71,69 @@ def check_output(out: Path, *, force: bool) -> None:
         )
 
 
+def real_place(out: Path) -> Path:
+    """The absolute path that is written to: what a link leads to, else the path itself."""
+    return out.resolve() if out.is_symlink() else out.absolute()
+
+
+def data_name(name: str, digest: str) -> str:
+    """``out.1a2b3c4d.data``: the file for the data of ``out.onnx``, by their sha256."""
+    return f"{name.removesuffix('.onnx')}.{digest[:8]}.data"
+
+
 def _replaceable(out: Path) -> bool:
     if not out.is_dir():
         return False
     has_model = (out / "model.onnx").is_file() or (out / "model.ort").is_file()
-    return (has_model and (out / "manifest.json").is_file()) or not any(out.iterdir())
+    return (has_model and _is_manifest(out / "manifest.json")) or not any(out.iterdir())
+
+
+def _is_manifest(file: Path) -> bool:
+    """Whether it is optkit's, of any version."""
+    from optkit.model.bundle_facts import read_object
+
+    try:
+        return {"schema_version", "recipe_name"} <= read_object(file).keys()
+    except (OSError, ModelError):
+        return False
+
+
+def _foreign_files(out: Path) -> list[Path]:
+    """What no bundle has in it."""
+    if not out.is_dir():
+        return []
+    own = {*(out / name for name in _PARTS), *_data_files(out / "model.onnx")}
+    own.update((out / "preprocess").glob("*/tokenizer*.json"))
+    return sorted(path for path in out.rglob("*") if not path.is_dir() and path not in own)
+
+
+def _foreign_data(out: Path) -> list[Path]:
+    """``out.onnx.data`` that ``out.onnx`` does not know: it would look like the new model's."""
+    data = out.with_name(f"{out.name}.data")
+    return [data] if data.exists() and data not in _data_files(out) else []
+
+
+def _data_files(model: Path) -> list[Path]:
+    """The external data of a model file, where it is one."""
+    from optkit.model.onnx_file import external_files
+
+    try:
+        return external_files(model) if model.is_file() else []
+    except ModelError:
+        return []
 
 
 @contextlib.contextmanager
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """A fresh hidden folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes otherwise.
 
-    Where ``out`` ends in ``.onnx``, the files in it move beside each other instead, ``out`` itself last.
+    Where ``out`` ends in ``.onnx``, the files in it move beside each other instead, ``out`` itself last. Where ``out``
+    is a link, it stays, and what it leads to is replaced.
 
     Raises:
         OutputError: the disk is full, or the place is not writable.
     """
-    out = out.absolute()
+    name, out = out.name, real_place(out)
     staging = out.parent / f".{out.name}.staging-{os.getpid()}"
     new = [folder for folder in out.parents if not folder.exists()]
     try:
@@ -74,8 +142,8 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         staging.mkdir()
         yield staging
         _sync(staging)
-        if out.suffix == ".onnx":
-            _put_files(staging, out, force=force)
+        if name.endswith(".onnx"):
+            _put_files(staging, name, out, force=force)
         else:
             _put(staging, out, force=force)
     except OSError as error:
@@ -138,17 +206,28 @@ def _taken(place: Path) -> OutputError:
     )
 
 
-def _put_files(staging: Path, out: Path, *, force: bool) -> None:
-    """Data first, the model last: whoever finds the model finds its own data, never another one's."""
-    files = sorted(staging.iterdir(), key=lambda file: file.name == out.name)
-    taken = [out.parent / file.name for file in files if (out.parent / file.name).exists()]
-    if taken and not force:
-        raise _taken(taken[0])
-    if len(files) > 1:
-        out.unlink(missing_ok=True)
-    for file in files:
+def _put_files(staging: Path, name: str, out: Path, *, force: bool) -> None:
+    """New data first, then the model, then the old model's data go: at every moment there is a whole model.
+
+    Data are named by their digest, so that new ones take the place of old ones only where they are the same.
+    """
+    if out.exists() and not force:
+        raise _taken(out)
+    data = [file for file in staging.iterdir() if file.name != name]
+    for file in data:
+        there = out.parent / file.name
+        if there.exists() and not (there.is_file() and filecmp.cmp(file, there, shallow=False)):
+            raise _taken(there)
+    pattern = re.compile(re.escape(name.removesuffix(".onnx")) + r"\.[0-9a-f]{8}\.data")
+    old = [file for file in _data_files(out) if file.parent == out.parent and pattern.fullmatch(file.name)]
+    for file in data:
         file.replace(out.parent / file.name)
     _sync_folder(out.parent)
+    (staging / name).replace(out)
+    _sync_folder(out.parent)
+    for file in old:
+        if file.name not in {new.name for new in data}:
+            file.unlink(missing_ok=True)
 
 
 def _exchange(left: Path, right: Path) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optkit.model.imports import find_source, reachable_files
 from optkit.model.onnx_file import external_files
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _COMPANIONS = (
 
 
 def digest_model(model: Model) -> str:
-    """sha256 (hex) over the model's files in a fixed order, and its factory's source.
+    """sha256 (hex) over the model's files in a fixed order, and its factory's source with what that imports.
 
     A model of one file without a factory has the digest that ``sha256sum`` prints. Names and times of files do not
     count, except that the locations of external data are part of an ONNX file's content.
@@ -72,23 +72,20 @@ def _sha256(path: Path) -> bytes:
 
 
 def _digest_factory(factory: str) -> str:
-    """Over the function's name and its file's bytes; over the reference itself where no file is found."""
+    """Over the reference, and names and bytes of all files its module reaches; over the reference alone without any."""
     place, _, function = factory.rpartition(":")
-    source = Path(place) if place.endswith(".py") else _source_file(place)
-    if source is None or not source.is_file():
-        return hashlib.sha256(factory.encode()).hexdigest()
-    name = source.name if place.endswith(".py") else place
-    return hashlib.sha256(f"{name}:{function}\n{_sha256(source).hex()}".encode()).hexdigest()
+    start, root = _source_file(place)
+    name = start.name if start is not None and place.endswith(".py") else place
+    lines = [f"{name}:{function}"]
+    if start is not None and start.is_file():
+        reached = reachable_files(start, root)
+        lines += [f"{name} {_sha256(file).hex()}" for name, file in sorted(reached.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _source_file(module: str) -> Path | None:
-    """The file of ``pkg.module``, found without importing anything."""
-    where: Sequence[str] | None = None
-    spec: ModuleSpec | None = None
-    parts = module.split(".")
-    for end in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:end]), where)
-        if spec is None:
-            return None
-        where = spec.submodule_search_locations or []
-    return Path(spec.origin) if spec is not None and spec.origin else None
+def _source_file(place: str) -> tuple[Path | None, Path]:
+    """The file of ``FILE.py`` or ``pkg.module``, found without importing anything, and the folder it counts from."""
+    if place.endswith(".py"):
+        folder = Path(place).parent.resolve()
+        return folder / Path(place).name, folder
+    return find_source(place, Path.cwd()) or (None, Path.cwd())

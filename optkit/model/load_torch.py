@@ -73,7 +73,7 @@ def _told(model: Model, what: str) -> Iterator[None]:
         yield
     except (ModelError, PackageError):
         raise
-    except Exception as error:  # loaders raise anything on a broken file, down to KeyError
+    except (Exception, SystemExit) as error:  # loaders raise anything on a broken file, and so does code inside it
         raise ModelError(
             f"{what} cannot open {model.path.name}: {first_line(error)}.",
             expected="a file written by a torch version like the one installed",
@@ -194,7 +194,7 @@ def _read_weights(model: Model) -> dict[str, Tensor]:
             return _read_safetensors(model)
     try:
         found = torch.load(model.path, map_location="cpu", weights_only=not model.trust_pickle)
-    except Exception as error:  # torch.load raises anything on a broken file
+    except (Exception, SystemExit) as error:  # torch.load raises anything on a broken file, or its code does
         raise ModelError(
             f"{model.path.name} does not open as weights: {first_line(error)}.",
             expected="a state_dict of tensors, as torch.save(module.state_dict(), ...) writes it",

@@ -243,6 +243,8 @@ class Manifest(Fact):
     result: Artifact
     recipe: dict[str, Any]
     """The resolved recipe: every default spelled out."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What was given beside the recipe: factory, signature, trust_pickle, allow_synthetic_calibration, seed, ..."""
     steps: tuple[StepRecord, ...]
     verdict: Verdict
     timing: Timing | None
@@ -254,5 +256,7 @@ class Manifest(Fact):
     environment: Environment
     output: str | None = None
     """Where the result was written; None when nothing was."""
+    notes: tuple[str, ...] = ()
+    """What whoever takes the output elsewhere must know."""
     nonfinite: dict[str, str] = Field(default_factory=dict)
     """JSON path -> ``inf``, ``-inf`` or ``nan``, for the floats that stand as null."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,6 +134,17 @@ def _make_raw(tensor: TensorProto) -> None:
         name, doc = tensor.name, tensor.doc_string
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), name))
         tensor.doc_string = doc
+
+
+def move_external(path: Path, locations: Mapping[str, str]) -> None:
+    """Write the file again with other locations (old -> new) of its external data, which are not looked at."""
+    proto = _parse(path)
+    for _, tensor in walk_tensors(proto):
+        new = locations.get(location_of(tensor) or "")
+        for entry in tensor.external_data:
+            if new is not None and entry.key == "location":
+                entry.value = new
+    path.write_bytes(proto.SerializeToString())
 
 
 def external_files(path: Path) -> list[Path]:

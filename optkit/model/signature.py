@@ -63,12 +63,27 @@ class Signature:
         names = (dim for spec in self.inputs for dim in spec.shape or () if isinstance(dim, str))
         return tuple(dict.fromkeys(names))
 
+    @property
+    def one_sample(self) -> bool:
+        """True where no axis can be that of samples, so that one call is one sample: all are fixed vectors or scalars.
+
+        Vectors of size 1 alone stay batches of one.
+        """
+        shapes = [spec.shape for spec in self.inputs]
+        flat = all(
+            shape is not None and len(shape) < 2 and all(isinstance(dim, int) for dim in shape) for shape in shapes
+        )
+        return bool(shapes) and flat and {shape[0] for shape in shapes if shape} != {1}
+
     def batch_axes(self) -> dict[str, int | None]:
         """Input name -> its sample axis; None = a constant that every batch repeats.
 
         The axis named like a batch wins. Where no input has one, it is axis 0 of every input that has axes, but for
-        those whose axis 0 has a fixed size that the first input's has not (the two layers of a recurrent state).
+        those whose axis 0 has a fixed size that the first input's has not (the two layers of a recurrent state), and
+        none where one call is one sample.
         """
+        if self.one_sample:
+            return {spec.name: None for spec in self.inputs}
         named = {spec.name: spec.batch_axis for spec in self.inputs}
         if any(axis is not None for axis in named.values()):
             return named

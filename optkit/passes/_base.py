@@ -63,9 +63,7 @@ class Context(Protocol):
     def batches(self, split: str) -> Dataset:
         """The samples of a split; DataError when there are none (calibration on synthetic data needs a flag)."""
 
-    def run(
-        self, model: Model, batches: Dataset, outputs: Sequence[str] | None = None
-    ) -> Iterator[Arrays]:
+    def run(self, model: Model, batches: Dataset, outputs: Sequence[str] | None = None) -> Iterator[Arrays]:
         """Outputs by name, batch by batch. ``outputs`` may name inner tensors of an ONNX model."""
 
     def load_torch(self, model: Model) -> nn.Module:
@@ -121,8 +119,16 @@ class Pass(BaseModel):
         )
         return f"{self.name()}: {{{given}}}" if given else self.name()
 
+    def applies_to(self, target: Target) -> str:
+        """Empty, or the reason why it cannot work for this target, whatever the model; asked in the plan."""
+        del target
+        return ""
+
     def applies(self, model: Model, target: Target) -> str:
-        """Empty, or the reason why it cannot work on this model; asked in the plan, before any work."""
+        """Empty, or the reason why it cannot work on this model.
+
+        Asked in the plan of a pass that takes the original's form, and again right before the pass runs.
+        """
         del model, target
         return ""
 
@@ -133,5 +139,3 @@ class Pass(BaseModel):
             PassError: it cannot be done; says what, and what to do.
         """
         raise NotImplementedError
-
-

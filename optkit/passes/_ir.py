@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
+_FROZEN = "optkit.frozen"
+OVERRIDABLE_FROM = 4
+"""IR version from which an initializer among the inputs is a default; before, the format wanted all of them there."""
+
+
 def load_ir(path: Path) -> ir.Model:
     """The model with its external weights memory-mapped, and no initializer left that a caller could override.
+
+    ``frozen_inputs`` tells which could before.
 
     Raises:
         ModelError: no ONNX model, or its external data are missing, too short or outside its folder.
@@ -32,8 +39,17 @@ def load_ir(path: Path) -> ir.Model:
 
     model = ir.serde.deserialize_model(load_structure(path))
     ir.external_data.set_base_dir(model.graph, path.parent)
+    defaults = [value.name for value in model.graph.inputs if value.is_initializer()]
+    model.meta[_FROZEN] = defaults if (model.ir_version or 0) >= OVERRIDABLE_FROM else []
     RemoveInitializersFromInputsPass()(model)
     return model
+
+
+def frozen_inputs(model: ir.Model) -> list[str]:
+    """A sentence for every optional input that ``load_ir`` made a constant of; ask before other passes run."""
+    return [
+        f"input '{name}' has a default value and can no longer be overridden" for name in model.meta.get(_FROZEN, ())
+    ]
 
 
 def inline(model: ir.Model) -> ir.Model:

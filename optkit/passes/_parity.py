@@ -5,16 +5,56 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from optkit.data.dataset import Array, Arrays, Batch, Dataset
-from optkit.errors import PassError
+from optkit.errors import DataError, ModelError, PassError
+from optkit.model.model import Model
 from optkit.model.signature import Signature
+
+if TYPE_CHECKING:
+    from optkit.passes._base import Context
 
 TOLERANCE = 1e-3
 """Largest difference that counts as float noise, over the output's standard deviation."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Where and how well a converted model agrees with its original."""
+
+    shape: str
+    worst: float
+    sizes: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __str__(self) -> str:
+        return f"agrees with torch at {self.shape}: error / output std at most {self.worst:.1e}"
+
+
+def agreement(original: Model, made: Model, inputs: Arrays, like: Dataset, ctx: Context) -> Agreement:
+    """Hold ``made`` to the outputs of ``original`` at the first other shape that ``original`` takes.
+
+    Raises:
+        PassError: they disagree, ``made`` does not run there, or ``original`` runs nowhere.
+    """
+    signature = original.signature
+    for sizes in other_sizes(dynamic_sizes(inputs, signature), signature):
+        batch = one_batch(resized(inputs, signature, sizes), like)
+        try:
+            wanted = next(iter(ctx.run(original, batch)))
+        except (ModelError, DataError):
+            continue  # the module itself does not take this shape
+        shape = ", ".join(f"{dim}={size}" for dim, size in sizes.items()) or "its fixed shape"
+        try:
+            found = next(iter(ctx.run(made, batch)))
+        except (ModelError, DataError) as error:
+            raise PassError(f"its result does not run at {shape}: {error.message}") from error
+        worst = compare(wanted, found, shape)
+        return Agreement(shape, worst, sizes, {name: array.shape for name, array in found.items()})
+    raise PassError("torch itself does not run on the sample batch")
 
 
 def dynamic_sizes(inputs: Arrays, signature: Signature) -> dict[str, int]:
@@ -60,7 +100,7 @@ def compare(wanted: Arrays, found: Arrays, shape: str) -> float:
     """The worst error over standard deviation of all outputs; integers and bools must be equal.
 
     Raises:
-        PassError: beyond ``TOLERANCE``, or another shape, or NaN and infinity elsewhere; names the output.
+        PassError: beyond ``TOLERANCE``, or another shape or dtype, or NaN and infinity elsewhere; names the output.
     """
     if wanted.keys() != found.keys():
         raise PassError(f"its result has the outputs {', '.join(found)} instead of {', '.join(wanted)}")
@@ -77,8 +117,10 @@ def compare(wanted: Arrays, found: Arrays, shape: str) -> float:
 def _error(name: str, wanted: Array, found: Array, shape: str) -> float:
     if wanted.shape != found.shape:
         raise PassError(f"output '{name}' has shape {found.shape} at {shape}, and {wanted.shape} in torch")
+    if wanted.dtype != found.dtype:
+        raise PassError(f"output '{name}' is {found.dtype} at {shape}, and {wanted.dtype} in torch")
     if wanted.dtype.kind not in "fc":
-        return float(np.mean(wanted != found)) if wanted.size else 0.0
+        return _differing(name, wanted, found, shape)
     left, right = wanted.astype(np.complex128), found.astype(np.complex128)
     finite = np.isfinite(left)
     if not np.array_equal(finite, np.isfinite(right)):
@@ -87,6 +129,14 @@ def _error(name: str, wanted: Array, found: Array, shape: str) -> float:
         return 0.0
     spread = float(left[finite].std()) or float(np.abs(left[finite]).max()) or 1.0
     return float(np.abs(left[finite] - right[finite]).max()) / spread
+
+
+def _differing(name: str, wanted: Array, found: Array, shape: str) -> float:
+    """0 for equal integers, bools or strings; there is no noise among those."""
+    if different := int(np.count_nonzero(wanted != found)):
+        share = f"{different} of {wanted.size} {wanted.dtype} values"
+        raise PassError(f"output '{name}' differs from torch at {shape}: {share}, allowed 0")
+    return 0.0
 
 
 def one_batch(inputs: Arrays, like: Dataset) -> Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.model.load_torch import bind_inputs, first_line, forward_names, name_outputs
+from optkit.data.dataset import Arrays
+from optkit.model.load_torch import bind_inputs, first_line, forward_names, name_outputs, to_tensor
 from optkit.model.model import Model
-from optkit.model.onnx_file import load_onnx, walk_bodies
+from optkit.model.onnx_file import load_onnx
 from optkit.model.signature import Signature
+from optkit.passes._parity import dynamic_sizes, resized
+from optkit.passes._torch_tidy import strip_prefix
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,6 +55,14 @@ class Source:
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of ``forward``."""
         return bind_inputs(self.module, {name: self.inputs[name] for name in self.names()}, self.names())
+
+
+def trace_inputs(inputs: Arrays, signature: Signature) -> dict[str, Tensor]:
+    """The inputs as tensors of the signature's dtypes, with dynamic dimensions of size 2 or more; see ``Source``."""
+    sizes = {dim: max(2, size) for dim, size in dynamic_sizes(inputs, signature).items()}
+    dtypes = {spec.name: spec.dtype for spec in signature.inputs}
+    wide = resized(inputs, signature, sizes)
+    return {name: to_tensor(name, array.copy(), dtypes[name]) for name, array in wide.items()}
 
 
 def export_dynamo(source: Source, opset: int | None) -> ModelProto:
@@ -135,7 +145,7 @@ def export_torchscript(source: Source, opset: int | None, folder: Path) -> Model
             dynamic_axes={name: source.dims(name) for name in names if source.dims(name)},
         )
         proto = load_onnx(path)
-    _strip_prefix(proto)
+    strip_prefix(proto, _INNER)
     return proto
 
 
@@ -155,93 +165,11 @@ def _flat_module(module: nn.Module, names: Sequence[str]) -> nn.Module:
     return Flat()
 
 
-def _strip_prefix(proto: ModelProto) -> None:
-    """Weights get the names they have in the module: ``inner.layer.weight`` -> ``layer.weight``."""
-    taken = {value.name for body in walk_bodies(proto) for value in getattr(body, "initializer", ())}
-    names = {name: name.removeprefix(_INNER) for name in taken if name.startswith(_INNER)}
-    names = {old: new for old, new in names.items() if new not in taken}
-    for body in walk_bodies(proto):
-        for tensor in getattr(body, "initializer", ()):
-            tensor.name = names.get(tensor.name, tensor.name)
-        for node in body.node:
-            for index, name in enumerate(node.input):
-                node.input[index] = names.get(name, name)
-
-
 def root_cause(error: BaseException) -> str:
     """The first sentence of the exporter's own cause; torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error).split(". ")[0]
-
-
-def tidy(proto: ModelProto, signature: Signature) -> list[str]:
-    """Strip what only the exporter needs, and give dynamic dimensions the signature's names.
-
-    Metadata of nodes and values is 39 % of a small file; inferred shapes in ``value_info`` make onnxruntime's dynamic
-    quantizer fail.
-
-    Returns:
-        The dimensions that the signature calls dynamic and the exporter made fixed, as ``input[axis]=size``.
-    """
-    for body in walk_bodies(proto):
-        for field in ("value_info", "metadata_props", "doc_string"):
-            body.ClearField(field)
-        parts = [*body.node, *getattr(body, "initializer", ()), *_values(body)]
-        for part in parts:
-            part.ClearField("metadata_props")
-            part.ClearField("doc_string")
-    proto.ClearField("metadata_props")
-    proto.ClearField("doc_string")
-    return _name_dims(proto, signature)
-
-
-def _values(body: Any) -> list[Any]:
-    """Inputs and outputs of a graph; those of a function are plain names."""
-    return [] if not hasattr(body, "initializer") else [*body.input, *body.output]
-
-
-def _name_dims(proto: ModelProto, signature: Signature) -> list[str]:
-    ours = {spec.name: spec.shape or () for spec in signature.inputs}
-    names: dict[str, str] = {}
-    fixed = []
-    for value in proto.graph.input:
-        for axis, (dim, wanted) in enumerate(
-            zip(value.type.tensor_type.shape.dim, ours.get(value.name, ()), strict=False)
-        ):
-            if isinstance(wanted, str) and dim.dim_param:
-                names.setdefault(dim.dim_param, wanted)
-            elif isinstance(wanted, str):
-                fixed.append(f"{value.name}[{axis}]={dim.dim_value}")
-    for value in [*proto.graph.input, *proto.graph.output]:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
-    return fixed
-
-
-def relax_outputs(proto: ModelProto, found: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:
-    """Name the outputs' dimensions by what a run showed, where the exporter had them fixed or made up a name.
-
-    Args:
-        proto: the export; changed in place.
-        found: output -> shape in a run.
-        sizes: dynamic dimension -> its size in that run; a dimension of that size gets its name.
-
-    Returns:
-        Whether anything was changed.
-    """
-    changed = False
-    for value in proto.graph.output:
-        dims = value.type.tensor_type.shape.dim
-        for axis, (dim, size) in enumerate(zip(dims, found[value.name], strict=False)):
-            named = [name for name, each in sizes.items() if each == size]
-            wrong = dim.HasField("dim_value") and dim.dim_value != size
-            foreign = bool(dim.dim_param) and not sizes.keys() & set(re.findall(r"\w+", dim.dim_param))
-            if wrong or (foreign and len(named) == 1):
-                dim.dim_param = named[0] if len(named) == 1 else f"{value.name}_dim{axis}"
-                changed = True
-    return changed
 
 
 def _keep(values: Any, wanted: Any) -> None:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from optkit.data.dataset import Arrays, Dataset
-from optkit.errors import DataError, ModelError, OptkitError, PassError
-from optkit.model.load_torch import load_exported, to_tensor
+from optkit.errors import OptkitError, PassError
+from optkit.model.load_torch import load_exported
 from optkit.model.model import Form, Model
 from optkit.model.onnx_file import save_onnx
 from optkit.model.target import Target
 from optkit.passes._base import Context, Outcome, Pass, PassKind
-from optkit.passes._parity import compare, dynamic_sizes, one_batch, other_sizes, resized
-from optkit.passes._torch_export import Source, export_dynamo, export_torchscript, relax_outputs, root_cause, tidy
+from optkit.passes._parity import agreement
+from optkit.passes._torch_export import Source, export_dynamo, export_torchscript, root_cause, trace_inputs
+from optkit.passes._torch_tidy import relax_outputs, tidy
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -104,7 +105,7 @@ class _Job:
         if fixed := tidy(proto, self.model.signature):
             raise PassError(f"it fixed dimensions that should stay dynamic: {', '.join(fixed)}")
         made = self._saved(proto)
-        agreed = self._agreement(made)
+        agreed = agreement(self.model, made, self._inputs(), self.sample, self.ctx)
         if relax_outputs(proto, agreed.shapes, agreed.sizes):
             made = self._saved(proto)
         opset = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
@@ -128,16 +129,9 @@ class _Job:
         return [f"{failure}; the {exporter} exporter was used instead" for failure in failures]
 
     def _proto(self, exporter: Exporter) -> ModelProto:
-        signature, inputs = self.model.signature, self._inputs()
-        sizes = {dim: max(2, size) for dim, size in dynamic_sizes(inputs, signature).items()}
-        dtypes = {spec.name: spec.dtype for spec in signature.inputs}
-        tensors = {
-            name: to_tensor(name, array.copy(), dtypes[name])
-            for name, array in resized(inputs, signature, sizes).items()
-        }
         program = load_exported(self.model) if self.model.kind == "pt2" else None
         module = self.ctx.load_torch(self.model) if program is None else program.module()
-        source = Source(self.model, module, tensors, program)
+        source = Source(self.model, module, trace_inputs(self._inputs(), self.model.signature), program)
         try:
             if exporter == "dynamo":
                 return export_dynamo(source, self.step.opset)
@@ -151,34 +145,3 @@ class _Job:
         batch = next(iter(self.sample.batches()))
         known = {spec.name for spec in self.model.signature.inputs}
         return {name: array for name, array in batch.inputs.items() if name in known}
-
-    def _agreement(self, made: Model) -> _Agreement:
-        """Hold the result to torch's outputs at another shape."""
-        signature, inputs = self.model.signature, self._inputs()
-        for sizes in other_sizes(dynamic_sizes(inputs, signature), signature):
-            batch = one_batch(resized(inputs, signature, sizes), self.sample)
-            try:
-                wanted = next(iter(self.ctx.run(self.model, batch)))
-            except (ModelError, DataError):
-                continue  # the module itself does not take this shape
-            shape = ", ".join(f"{dim}={size}" for dim, size in sizes.items()) or "its fixed shape"
-            try:
-                found = next(iter(self.ctx.run(made, batch)))
-            except (ModelError, DataError) as error:
-                raise PassError(f"its result does not run at {shape}: {error.message}") from error
-            worst = compare(wanted, found, shape)
-            return _Agreement(shape, worst, sizes, {name: array.shape for name, array in found.items()})
-        raise PassError("torch itself does not run on the sample batch")
-
-
-@dataclass(frozen=True)
-class _Agreement:
-    """Where and how well the export agrees with torch."""
-
-    shape: str
-    worst: float
-    sizes: Mapping[str, int]
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def __str__(self) -> str:
-        return f"agrees with torch at {self.shape}: error / output std at most {self.worst:.1e}"

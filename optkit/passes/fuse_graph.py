@@ -33,33 +33,34 @@ class FuseGraph(Pass):
     def __call__(self, model: Model, ctx: Context) -> Outcome:
         """Try the fusions that are good for the target, and fewer of them where a session cannot open the result."""
         from optkit.passes._fusion.rules import attempts
-        from optkit.passes._ir import load_ir, op_counts
+        from optkit.passes._ir import frozen_inputs, load_ir, op_counts
 
-        before = op_counts(load_ir(model.path))
+        graph = load_ir(model.path)
+        before, notes = op_counts(graph), frozen_inputs(graph)
         session, told = _session(model, before, ctx.target.provider)
         path = ctx.workdir / "model.onnx"
         skipped: list[tuple[str, str]] = []
         for families in attempts(ctx.target):
             changes = _fuse(model, path, families, before)
             if not changes:
-                skipped = skipped or [(", ".join(families), "nothing in the graph has a form that they know")]
+                skipped = skipped or [(", ".join(families), "nothing in the graph has a form that they make faster")]
                 break
             reason = _fails_to_open(path, session)
             if not reason:
                 made = model.derive(path, "onnx", self.sentence())
                 changed = _fused_nodes(changes) + len(told)
-                return Outcome(made, changed, changes=[*changes, *told], skipped=skipped, session=session)
+                return Outcome(made, changed, [*changes, *told], skipped, notes, session)
             skipped.append((", ".join(families), reason))
         return Outcome(model, len(told), changes=told, skipped=skipped, session=session)
 
 
 def _fuse(model: Model, path: Path, families: Families, before: Counter[str]) -> list[tuple[str, str]]:
-    """Write the fused model to ``path``; (type, ``before -> after``) of nodes, empty when no fused kernel was used."""
+    """Write the fused model to ``path``; (type, ``before -> after``) of nodes, fused ones first, or nothing."""
     from optkit.passes._fusion.rules import fuse
     from optkit.passes._ir import count_changes, inline, load_ir, op_counts, save_ir
 
     graph = fuse(inline(load_ir(model.path)), families)
-    changes = count_changes(before, op_counts(graph))
+    changes = sorted(count_changes(before, op_counts(graph)), key=lambda change: not _is_fused(change[0]))
     if not _fused_nodes(changes):
         return []
     save_ir(graph, path)
@@ -67,12 +68,14 @@ def _fuse(model: Model, path: Path, families: Families, before: Counter[str]) ->
 
 
 def _fused_nodes(changes: list[tuple[str, str]]) -> int:
-    """How many more nodes of onnxruntime's own operators there are than before; it keeps one in ONNX's domain."""
-    own = (
-        (kind.startswith("com.microsoft.") or kind == "SimplifiedLayerNormalization", what) for kind, what in changes
-    )
-    gains = (what.split(" -> ") for is_own, what in own if is_own)
+    """How many more nodes of onnxruntime's own operators there are than before."""
+    gains = (what.split(" -> ") for kind, what in changes if _is_fused(kind))
     return sum(max(0, int(after) - int(before)) for before, after in gains)
+
+
+def _is_fused(kind: str) -> bool:
+    """Whether it is one of onnxruntime's own operators, one of which it keeps in ONNX's domain."""
+    return kind.startswith("com.microsoft.") or kind == "SimplifiedLayerNormalization"
 
 
 def _fails_to_open(path: Path, config: Mapping[str, str]) -> str:

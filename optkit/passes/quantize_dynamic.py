@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
 from optkit.passes._base import Context, Outcome, Pass, PassKind
-from optkit.passes._quant.select import NodePattern, excluded, unused
+from optkit.passes._quant.select import EXCLUDED, NodePattern, excluded, nothing, unused
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,28 +45,30 @@ class QuantizeDynamic(Pass):
     reduce_range: bool | None = None
     """Use 7 bits for weights. Null = only on x86 processors without VNNI, whose int8 sums saturate at 16 bits."""
 
-    def applies(self, model: Model, target: Target) -> str:
+    def applies_to(self, target: Target) -> str:
         """Integer operators of this kind run on CPUs."""
-        del model
         return "" if target.provider == "cpu" else f"dynamic int8 is made for CPUs, not for {target.provider}"
 
     def __call__(self, model: Model, ctx: Context) -> Outcome:
         """Quantize every MatMul, Gemm or Conv of ``ops`` whose weights are constant float32."""
-        from optkit.passes._ir import inline, load_ir, op_counts, raise_opset, remove_unused, save_ir
+        from optkit.passes._ir import frozen_inputs, inline, load_ir, op_counts, raise_opset, remove_unused, save_ir
         from optkit.passes._quant.cpu import reduce_range
         from optkit.passes._quant.integer import IntegerRewriter
 
-        graph = raise_opset(inline(load_ir(model.path)), OPSET)
+        loaded = load_ir(model.path)
+        frozen = frozen_inputs(loaded)
+        graph = raise_opset(inline(loaded), OPSET)
         found = op_counts(graph)
         narrow = reduce_range(self.reduce_range, ctx.target)
         rewriter = IntegerRewriter(per_channel=self.per_channel, reduce_range=narrow)
         changes, skipped, notes = self._rewrite(graph, rewriter)
         if not changes:
-            return Outcome(model, 0, skipped=skipped, notes=[*notes, _nothing(found, self.ops)])
+            sought = f"no {' or '.join(self.ops)} with constant float32 weights"
+            return Outcome(model, 0, skipped=skipped, notes=[*notes, nothing(sought, skipped, found)])
         remove_unused(graph)
         path = ctx.workdir / "model.onnx"
         save_ir(graph, path)
-        notes = [*notes, BATCH_NOTE, *(["weights use 7 bits: no VNNI here"] if narrow else [])]
+        notes += [*frozen, BATCH_NOTE, *(["weights use 7 bits: no VNNI here"] if narrow else [])]
         made = model.derive(path, "onnx", self.sentence())
         return Outcome(made, len(changes), changes=changes, skipped=skipped, notes=notes)
 
@@ -78,8 +79,9 @@ class QuantizeDynamic(Pass):
         changes: Entries = []
         skipped: Entries = []
         labels = []
-        candidates = [node for node in model.graph.all_nodes() if node.op_type in ("MatMul", "Gemm", "Conv")]
-        for node in candidates:
+        for node in list(model.graph.all_nodes()):
+            if node.domain or node.op_type not in get_args(LinearOp):
+                continue
             label = node_label(node)
             labels.append(label)
             try:
@@ -95,10 +97,4 @@ class QuantizeDynamic(Pass):
         if node.op_type not in self.ops:
             raise Refusal(CONV_REASON if node.op_type == "Conv" else f"{node.op_type} is not among ops")
         if excluded(label, self.exclude):
-            raise Refusal("excluded")
-
-
-def _nothing(found: Counter[str], ops: tuple[str, ...]) -> str:
-    operators = ", ".join(f"{count} {kind}" for kind, count in found.most_common(12))
-    wanted = " or ".join(ops)
-    return f"nothing to quantize: no {wanted} with constant float32 weights; the model has {operators or 'no nodes'}"
+            raise Refusal(EXCLUDED)

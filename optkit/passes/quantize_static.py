@@ -13,7 +13,8 @@ from optkit.model.model import Form, Model
 from optkit.model.onnx_file import load_onnx, save_onnx
 from optkit.model.target import Target
 from optkit.passes._base import Context, Outcome, Pass, PassKind
-from optkit.passes._quant.select import NodePattern, unused
+from optkit.passes._quant.qdq import QdqOp
+from optkit.passes._quant.select import NodePattern, nothing, unused
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -48,7 +49,7 @@ class QuantizeStatic(Pass):
     """minmax keeps every value seen; percentile cuts off outliers, which makes room for the rest."""
     percentile: float = Field(default=99.99, gt=50, le=100)
     """Share of values, %, that calibration: percentile keeps; half of the rest is cut off at either end."""
-    ops: tuple[str, ...] = ()
+    ops: tuple[QdqOp, ...] = ()
     """Operators to quantize. Empty = all that int8 can flow through in convolutional networks; MatMul and Gemm alone
     where there is attention or layer normalization, as the rest costs accuracy there (error .024 against .38)."""
     exclude: tuple[NodePattern, ...] = ()
@@ -67,20 +68,20 @@ class QuantizeStatic(Pass):
         from optkit.passes._quant.ranges import measure_ranges
 
         data = ctx.batches("calibration")
-        prepared, proto = _prepare(model, ctx)
+        prepared, proto, frozen = _prepare(model, ctx)
         chosen = select(proto.graph, self.ops or auto_ops(proto.graph), self.exclude)
         notes = [*unused(self.exclude, [node.name for node in proto.graph.node]), *_graph_notes(proto)]
         if not chosen.nodes:
-            return Outcome(model, 0, skipped=chosen.skipped, notes=[*notes, _nothing(proto, chosen.ops)])
+            return Outcome(model, 0, skipped=chosen.skipped, notes=[*notes, _nothing(proto, chosen)])
         ranges = measure_ranges(prepared, chosen.tensors(proto.graph), ctx, data, self._range)
         made, changes, told = self._quantize(proto, chosen, ranges, ctx)
         prepared.path.unlink()
         if not changes:
-            return Outcome(model, 0, skipped=chosen.skipped, notes=[*notes, _nothing(proto, chosen.ops)])
+            return Outcome(model, 0, skipped=chosen.skipped, notes=[*notes, _nothing(proto, chosen)])
         path = ctx.workdir / "model.onnx"
         save_onnx(made, path)
         result = model.derive(path, "onnx", self.sentence())
-        notes += [*told, *_data_notes(data, ranges)]
+        notes += [*frozen, *told, *_data_notes(data, ranges)]
         return Outcome(result, len(changes), changes=changes, skipped=chosen.skipped, notes=notes)
 
     def _range(self) -> Range:
@@ -101,16 +102,18 @@ class QuantizeStatic(Pass):
         return made, list(quantized_nodes(made.graph, chosen)), told
 
 
-def _prepare(model: Model, ctx: Context) -> tuple[Model, ModelProto]:
-    """The model at a fit opset, without functions and with a name for every node; as a file and in memory."""
-    from optkit.passes._ir import inline, load_ir, raise_opset, save_ir
+def _prepare(model: Model, ctx: Context) -> tuple[Model, ModelProto, list[str]]:
+    """The model at a fit opset, without functions and with a name for every node; as a file, in memory, and notes."""
+    from optkit.passes._ir import frozen_inputs, inline, load_ir, raise_opset, save_ir
 
-    graph = raise_opset(inline(load_ir(model.path)), OPSET)
+    loaded = load_ir(model.path)
+    frozen = frozen_inputs(loaded)
+    graph = raise_opset(inline(loaded), OPSET)
     for node in graph.graph:
         node.name = node.name or f"{node.op_type}_{node.outputs[0].name}"
     path = ctx.workdir / "prepared.onnx"
     save_ir(graph, path)
-    return replace(model, path=path), load_onnx(path)
+    return replace(model, path=path), load_onnx(path), frozen
 
 
 def _signed(asked: str, target: Target) -> bool:
@@ -120,9 +123,9 @@ def _signed(asked: str, target: Target) -> bool:
     return asked == "int8" or (asked == "auto" and not (target.provider == "cpu" and machine().is_x86))
 
 
-def _nothing(proto: ModelProto, ops: tuple[str, ...]) -> str:
-    found = Counter(node.op_type for node in proto.graph.node).most_common(12)
-    return f"nothing to quantize among {', '.join(ops)}; the model has " + ", ".join(f"{n} {op}" for op, n in found)
+def _nothing(proto: ModelProto, chosen: Selection) -> str:
+    sought = f"no quantizable {', '.join(chosen.ops)}"
+    return nothing(sought, chosen.skipped, Counter(node.op_type for node in proto.graph.node))
 
 
 def _graph_notes(proto: ModelProto) -> Iterator[str]:

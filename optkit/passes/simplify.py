@@ -37,9 +37,10 @@ class Simplify(Pass):
 
     def __call__(self, model: Model, ctx: Context) -> Outcome:
         """Simplify, and say for every type of node how many there were and are."""
-        from optkit.passes._ir import count_changes, load_ir, op_counts, save_ir, weight_bytes
+        from optkit.passes._ir import count_changes, frozen_inputs, load_ir, op_counts, save_ir, weight_bytes
 
         graph = load_ir(model.path)
+        frozen = frozen_inputs(graph)
         before = _counts(graph, op_counts(graph))
         notes: list[str] = []
         if weight_bytes(graph) <= SLIM_BELOW:
@@ -56,7 +57,7 @@ class Simplify(Pass):
         path = ctx.workdir / "model.onnx"
         save_ir(graph, path)
         made = model.derive(path, "onnx", self.sentence())
-        return Outcome(made, _removed(before, after), changes=changes, notes=notes)
+        return Outcome(made, _removed(before, after), changes=changes, notes=[*notes, *frozen])
 
     def _slim(self, model: Model, graph: ir.Model) -> tuple[ir.Model, list[str]]:
         """What onnxslim makes of the file, with the inputs and outputs it had."""

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from optkit.errors import OptkitError, OutputError, UsageError
 from optkit.model.bundle import disk_full, write_error
@@ -26,6 +27,9 @@ DEFAULT_CAP = 20 * 10**9
 """Bytes; ``OPTKIT_CACHE_SIZE`` overrides, in GB."""
 GRACE_S = 600.0
 """Entries used in these last seconds are not evicted: a comparison may be reading them."""
+
+WAIT_S = 1.0
+"""Seconds of waiting for another process that need no word."""
 
 FULL_BYTES = 2**16
 """A failure with less free space than this is the disk's."""
@@ -46,6 +50,42 @@ class Entry:
 def key_of(facts: Mapping[str, Any]) -> str:
     """sha256 over plain facts, independent of their order."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _acquire(lock: FileLock) -> None:
+    """Wait for a lock, and say so when that takes long."""
+    try:
+        lock.acquire(timeout=WAIT_S)
+    except Timeout:
+        sys.stderr.write("another optkit works on this; waiting\n")
+        lock.acquire()
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every file is there with its digest; notes the use if so.
+
+    Raises:
+        OSError: one cannot be read for another reason than not being there.
+    """
+    try:
+        entry = json.loads((folder / "entry.json").read_text())
+        if any(sha256_files([folder / name]) != digest for name, digest in entry["digests"].items()):
+            return False
+        _touch(folder / "entry.json")
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _touch(file: Path) -> None:
+    """Note the use; in a cache that may only be read nothing is noted."""
+    try:
+        os.utime(file)
+    except PermissionError:
+        return
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
 
 
 class Cache:
@@ -77,7 +117,7 @@ class Cache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / f"{key[:40]}.lock")
-            lock.acquire()
+            _acquire(lock)
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -121,19 +161,16 @@ class Cache:
         return of_libraries and shutil.disk_usage(self.root).free < FULL_BYTES
 
     def get(self, key: str) -> Path | None:
-        """The verified folder of a key, or None. A damaged entry is removed."""
+        """The verified folder of a key, or None. A damaged entry is removed; one that cannot be read just now stays."""
         folder = self._folder(key)
         try:
-            entry = json.loads((folder / "entry.json").read_text())
-            whole = all(sha256_files([folder / name]) == digest for name, digest in entry["digests"].items())
-            if whole:
-                os.utime(folder / "entry.json")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            shutil.rmtree(folder, ignore_errors=True)
+            whole = _whole(folder) or _whole(folder)  # again, as another process may just have put it anew
+        except OSError:  # too many open files, no permission, a disk that is away: no word about the entry
             return None
-        return folder
+        if whole:
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
     def put(self, key: str, made: Path, what: str) -> Path:
         """Move a finished folder into the cache, and evict the least recently used beyond the cap."""
@@ -176,7 +213,17 @@ class Cache:
         return sorted(found, key=lambda entry: -entry.used)
 
     def remove(self, keys: list[str] | None = None) -> list[Entry]:
-        """Remove the entries whose key starts with one of ``keys``; all of them for None."""
+        """Remove the entries whose key starts with one of ``keys``; all of them for None.
+
+        Raises:
+            UsageError: a key is empty, with which every key starts.
+        """
+        if keys is not None and not all(map(str.strip, keys)):
+            raise UsageError(
+                "An empty key would remove everything.",
+                expected="beginnings of keys, as optkit cache ls shows them",
+                fix="name a key; or, to remove everything: optkit cache rm --all",
+            )
         gone = [e for e in self.entries() if keys is None or any(e.key.startswith(key) for key in keys)]
         for entry in gone:
             shutil.rmtree(self._folder(entry.key), ignore_errors=True)

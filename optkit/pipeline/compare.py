@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
-from optkit.errors import GivenError, ModelError
-from optkit.evaluate.judge import OutputOptions, add_limits, budget_limits
-from optkit.evaluate.limits import Limits
-from optkit.model.manifest import Manifest, Ratio, Verdict
+from optkit.errors import GivenError, PassError
+from optkit.evaluate.judge import add_limits, budget_limits
+from optkit.evaluate.limits import LabelledLimits, Limits
+from optkit.model.manifest import LimitResult, Verdict
 from optkit.model.model import Model
-from optkit.passes._base import Pass
 from optkit.pipeline.cache import Cache
-from optkit.pipeline.context import judge_on, time_candidates
-from optkit.pipeline.gather import complete_inputs, gather, implied_outputs, open_splits
+from optkit.pipeline.context import judge_on
+from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
 from optkit.pipeline.job import Job
+from optkit.pipeline.origin import Origin, default_exporter, read_origin
 from optkit.pipeline.plan import Options, as_limits, as_target, check_metric, open_given, probe
-from optkit.pipeline.reference import original_target
+from optkit.pipeline.steps import export
+from optkit.pipeline.stopwatch import time_pair
+from optkit.recipe.recipe import Recipe
 from optkit.runner.providers import require
 
 
 def compare(original: str | Path | Model, result: str | Path | Model, **options: Unpack[Options]) -> Verdict:
     """Judge a result against its original.
 
-    Limits count in this order: the option, the bundle's manifest, the defaults. Data likewise: the option, the
-    bundle's recipe, the original's ``data.yaml``; made-up inputs as a last resort, which the verdict then says.
+    Limits count in this order: the option, the bundle's manifest, the defaults; each limit's note says which it was.
+    Data likewise: the option, the bundle's recipe (of which only what ``optimize`` gave its verdict on), the
+    original's ``data.yaml``; made-up inputs as a last resort, which the verdict then says. The target is the bundle's
+    unless an option says otherwise. A manifest counts only for the model that it describes.
 
     Args:
         original: a path, or an opened Model; options such as ``factory`` are about this one.
@@ -37,122 +39,103 @@ def compare(original: str | Path | Model, result: str | Path | Model, **options:
     Raises:
         OptkitError: something given is wrong. A missed limit is no error here: look at ``Verdict.held``.
     """
-    job, opened = comparison(original, result, options)
-    verdict = judge_on(job, opened, job.splits["evaluation"], *_declared(read_manifest(opened.path)))
-    ratio, peak, note = _timing(job, opened)
-    return add_limits(
-        verdict,
-        budget_limits(
-            job.limits,
-            ratio=ratio,
-            size_bytes=opened.size_bytes,
-            original_bytes=job.original.size_bytes,
-            peak_mb=peak,
-            timing_note=note,
-        ),
-    )
+    opened = result if isinstance(result, Model) else Model.open(result)
+    origin = read_origin(opened, bundle=not isinstance(result, Model) and Path(result).is_dir())
+    job = comparison(open_given(original, options), opened, origin, options)
+    verdict = judge_on(job, opened, job.splits["evaluation"], *(origin.declared if origin else ((), frozenset())))
+    verdict = add_limits(verdict, _budget(job, opened, origin))
+    return _with_sources(verdict, as_limits(options.get("limits")), origin)
 
 
-def comparison(original: str | Path | Model, result: str | Path | Model, options: Options) -> tuple[Job, Model]:
-    """The job of judging ``result``, and ``result`` opened."""
-    first = open_given(original, options)
-    second = result if isinstance(result, Model) else Model.open(result)
-    manifest = read_manifest(second.path)
-    recipe = manifest.recipe if manifest else {}
-    gathered = gather(first, flags=options.get("data") or _recipe_data(recipe), metric=options.get("metric"))
-    if not gathered.preprocess:
-        gathered = replace(gathered, preprocess=second.assets.preprocess, assets_dir=second.assets.folder)
-    metric = gathered.metric or _recipe_metric(recipe)
-    target = as_target(None, options)
+def comparison(original: Model, result: Model, origin: Origin | None, options: Options) -> Job:
+    """The job of judging ``result``, which came to be as ``origin`` says."""
+    recipe = origin.recipe if origin else Recipe()
+    gathered, carved = _gathered(original, result, origin, options)
+    target = as_target(recipe, options)
     require(target.provider)
-    first = complete_inputs(first, gathered)
-    stated = Limits.model_validate(recipe.get("limits", {}))
+    original = complete_inputs(original, gathered, recipe)
+    seed = options.get("seed", origin.seed if origin else 0)
     job = Job(
-        original=first,
+        original=original,
         target=target,
-        splits=open_splits(first, gathered, target, seed=options.get("seed", 0), search=False),
-        limits=stated.merged(as_limits(options.get("limits"))),
-        exact=_exact(manifest),
+        splits=open_splits(original, gathered, target, seed=seed, search=carved),
+        limits=recipe.limits.merged(as_limits(options.get("limits"))),
+        exact=origin is not None and origin.exact,
         cache=options.get("cache") or Cache.default(),
-        outputs={name: OutputOptions.model_validate(spec) for name, spec in recipe.get("outputs", {}).items()}
-        or implied_outputs(first),
-        metric=metric,
+        outputs=recipe.outputs or implied_outputs(original),
+        metric=gathered.metric or (origin.metric if origin else None),
         metric_code=gathered.metric_code,
         metric_asked=options.get("metric") is not None,
+        seed=seed,
     )
     check_metric(job)
-    return Job(**{**vars(job), "original": probe(job, write=True)}), second
+    return replace(job, original=probe(job, write=True))
 
 
-def read_manifest(model_path: Path) -> Manifest | None:
-    """The manifest beside a bundle's model; None where there is none, or it is another tool's.
+def _gathered(original: Model, result: Model, origin: Origin | None, options: Options) -> tuple[Gathered, bool]:
+    """Data and so on, and whether a search split is to be carved from evaluation as ``optimize`` did."""
+    asked = options.get("data")
+    again = origin.data if origin and not asked else {}
+    gathered = gather(original, flags=asked or again, metric=options.get("metric"))
+    sources = {name: replace(each, code=each.code and name not in again) for name, each in gathered.sources.items()}
+    gathered = replace(gathered, sources=sources)
+    if not gathered.preprocess:
+        gathered = replace(gathered, preprocess=result.assets.preprocess, assets_dir=result.assets.folder)
+    return gathered, origin is not None and not asked and origin.carved
 
-    Raises:
-        ModelError: it is there and cannot be read.
-    """
-    file = (model_path if model_path.is_dir() else model_path.parent) / "manifest.json"
-    if not file.is_file():
-        return None
+
+def _budget(job: Job, result: Model, origin: Origin | None) -> tuple[LimitResult, ...]:
+    """Speed and size against the baseline that ``optimize`` measures against, if a limit asks: accuracy comes first."""
+    limits, baseline, ratio, peak, note = job.limits, None, None, None, "not timed: no speed limit was stated"
+    timed = any(limit is not None for limit in (limits.speedup, limits.latency_ms, limits.memory_mb))
+    lost = ""
+    if timed or limits.size_ratio is not None:
+        baseline, lost = _baseline(job, origin)
+    if timed:
+        note = lost
+        if baseline is not None:
+            watched, note = time_pair(job, baseline, result)
+            ratio, peak = watched.ratio, watched.peak_mb
+    found = budget_limits(
+        limits,
+        ratio=ratio,
+        size_bytes=result.size_bytes,
+        original_bytes=baseline.size_bytes if baseline else 0,
+        peak_mb=peak,
+        timing_note=note,
+    )
+    return tuple(
+        limit.model_copy(update={"note": f"not checked: {lost}"}) if lost and limit.name == "size_ratio" else limit
+        for limit in found
+    )
+
+
+def _baseline(job: Job, origin: Origin | None) -> tuple[Model | None, str]:
+    """The original, or the ONNX that the bundle's own export (else optkit's) makes of it; else why there is none."""
+    if job.original.form != "torch":
+        return job.original, ""
     try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
-        ours = isinstance(stated, dict) and "recipe_name" in stated
-        return Manifest.model_validate(stated) if ours else None
-    except ValueError as error:
-        raise ModelError(
-            f"The manifest {file} cannot be read: {str(error).splitlines()[0]}.",
-            expected="the manifest.json that optkit wrote",
-            fix="make the bundle again with optkit optimize",
-        ) from error
+        exporter = (origin.exporter if origin else None) or default_exporter()
+        made = export(replace(job, exporter=exporter), job.original)
+        if made.form == "torch":
+            raise PassError("the export had no effect")
+    except GivenError as error:
+        return None, f"the original could not be exported: {error.message.rstrip('.')}"
+    return made, ""
 
 
-def _recipe_metric(recipe: Mapping[str, Any]) -> Any:
-    """The metric of the bundle's recipe; code only a flag may name."""
-    metric = recipe.get("metric")
-    name = metric.get("name") if isinstance(metric, Mapping) else metric
-    return None if ":" in str(name) else metric
+def _with_sources(verdict: Verdict, asked: Limits, origin: Origin | None) -> Verdict:
+    """The verdict whose limits say where they came from."""
+    stated = _names(origin.recipe.limits) if origin else frozenset()
+
+    def told(limit: LimitResult) -> LimitResult:
+        by = "asked for" if limit.name in _names(asked) else "of the manifest" if limit.name in stated else "by default"
+        return limit.model_copy(update={"note": "; ".join(filter(None, [limit.note, f"limit {by}"]))})
+
+    return verdict.model_copy(update={"limits": tuple(told(limit) for limit in verdict.limits)})
 
 
-def _recipe_data(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The evaluation data of the bundle's recipe, where they still are on this machine; never code."""
-    evaluation = recipe.get("data", {}).get("evaluation")
-    if evaluation is None or evaluation.get("format") == "function" or not Path(evaluation["source"]).exists():
-        return None
-    from optkit.data.spec import DataSource
-
-    return {"evaluation": DataSource.model_validate(evaluation)}
-
-
-def _exact(manifest: Manifest | None) -> bool:
-    """Whether the bundle's whole chain was exact; a foreign result is not assumed to be."""
-    return manifest is not None and all(pass_ is not None and pass_.kind == "exact" for pass_ in _kept(manifest))
-
-
-def _declared(manifest: Manifest | None) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The outputs that the bundle's passes removed, and what they may have changed."""
-    if manifest is None:
-        return (), frozenset()
-    dropped = manifest.verdict.dropped_outputs
-    allowed = {aspect for pass_ in _kept(manifest) if pass_ is not None for aspect in pass_.may_change}
-    return dropped, frozenset(allowed | ({"outputs"} if dropped else set()))
-
-
-def _kept(manifest: Manifest) -> Iterator[type[Pass] | None]:
-    """The passes behind the bundle; None for one that is not installed here."""
-    from optkit.passes._registry import find
-
-    for step in manifest.steps:
-        if step.status == "changed":
-            try:
-                yield find(step.name)
-            except GivenError:
-                yield None
-
-
-def _timing(job: Job, result: Model) -> tuple[Ratio | None, float | None, str]:
-    """Timed only where a limit asks for it: check is about accuracy first."""
-    limits = job.limits
-    if limits.speedup is None and limits.latency_ms is None and limits.memory_mb is None:
-        return None, None, "not timed: no speed limit was stated"
-    candidates = [(job.original, original_target(job.original, job.target)), (result, job.target)]
-    timed = time_candidates(job, candidates, 4.0)[1]
-    return timed.ratio, timed.peak_mb, ""
+def _names(limits: Limits) -> frozenset[str]:
+    """Of the limits stated, as a ``LimitResult`` is called."""
+    labelled = limits.labelled or LabelledLimits()
+    return frozenset({name for name, _ in limits.rules()} | {f"labelled.{name}" for name, _ in labelled.rules()})

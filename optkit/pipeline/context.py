@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import original_outputs
-from optkit.runner.open import open_runner, run_dataset
+from optkit.runner.open import open_runner, run_batches, run_dataset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,10 +109,12 @@ def judge_on(
     if metric is not None and "fit" in job.splits:
         fit = (job.splits["fit"], original_outputs(job, job.splits["fit"]))
     with open_runner(model, job.target) as runner:
+        fed, made = tee(run_batches(runner, dataset))
         return judge(
             original_outputs(job, dataset),
-            run_dataset(runner, dataset),
+            (outputs for _, outputs in made),
             dataset,
+            batches=(batch for batch, _ in fed),
             signature=job.original.signature,
             options=job.outputs,
             metric=metric,

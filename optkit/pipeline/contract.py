@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from optkit.data.dataset import Arrays, Dataset
+from optkit.data.dataset import Arrays, Batch, Dataset
 from optkit.errors import GivenError
 from optkit.evaluate.judge import judge
 from optkit.evaluate.limits import Limits
@@ -16,7 +16,7 @@ from optkit.model.model import Model
 from optkit.passes._base import Pass
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import original_outputs, original_target
-from optkit.runner.open import open_runner, run_dataset
+from optkit.runner.open import open_runner, run_batches, run_dataset
 
 EXACT_TOLERANCE = 1e-3
 """Largest error over the output's standard deviation that counts as float noise."""
@@ -63,12 +63,12 @@ def check_step(job: Job, before: Model, after: Model, pass_: Pass, earlier: Sequ
     try:
         _validate(after)
         with open_runner(after, original_target(after, job.target)) as runner:
-            results = list(run_dataset(runner, dataset))
+            ran = list(run_batches(runner, dataset))
     except GivenError as error:
         return Check(f"its result does not run: {error.message.rstrip('.')}")
     allowed = may_change([*earlier, pass_])
-    dropped = _dropped(job, results) if "outputs" in allowed else ()
-    verdict = _compare(job, original_outputs(job, dataset), results, dataset, dropped, allowed)
+    dropped = _dropped(job, ran[0][1]) if ran and "outputs" in allowed else ()
+    verdict = _compare(job, original_outputs(job, dataset), ran, dataset, dropped, allowed)
     if verdict.problems:
         return Check(verdict.problems[0])
     drift = _drift(verdict)
@@ -76,7 +76,7 @@ def check_step(job: Job, before: Model, after: Model, pass_: Pass, earlier: Sequ
         return Check(drift=drift)
     if all(kept.kind == "exact" for kept in earlier):
         return _exactness(verdict, drift, EXACT_TOLERANCE)
-    moved = _compare(job, _outputs(job, before, dataset), results, dataset, dropped, allowed)
+    moved = _compare(job, _outputs(job, before, dataset), ran, dataset, dropped, allowed)
     return _exactness(moved, drift, EXACT_TOLERANCE_LOSSY)
 
 
@@ -123,23 +123,23 @@ def _outputs(job: Job, model: Model, dataset: Dataset) -> Iterator[Arrays]:
         yield from run_dataset(runner, dataset)
 
 
-def _dropped(job: Job, results: Sequence[Arrays]) -> tuple[str, ...]:
-    have = set(results[0]) if results else set()
+def _dropped(job: Job, have: Collection[str]) -> tuple[str, ...]:
     return tuple(spec.name for spec in job.original.signature.outputs if spec.name not in have)
 
 
 def _compare(
     job: Job,
     original: Iterator[Arrays],
-    result: Sequence[Arrays],
+    ran: Sequence[tuple[Batch, Arrays]],
     dataset: Dataset,
     dropped: Sequence[str],
     allowed: frozenset[str],
 ) -> Verdict:
     return judge(
         original,
-        result,
+        [outputs for _, outputs in ran],
         dataset,
+        batches=[batch for batch, _ in ran],
         signature=job.original.signature,
         options=job.outputs,
         limits=Limits(),

@@ -13,20 +13,21 @@ from optkit.data.open import find_data_file, open_dataset, open_inputs
 from optkit.data.spec import DataSource
 from optkit.data.synthetic import synthetic
 from optkit.errors import ProviderError, UsageError
-from optkit.model.manifest import Manifest, MeasuredOn, Verdict
+from optkit.model.manifest import MeasuredOn, Verdict
 from optkit.model.model import Model
 from optkit.model.signature import Signature
 from optkit.model.target import Target
-from optkit.pipeline.compare import compare, read_manifest
+from optkit.pipeline.compare import compare
 from optkit.pipeline.context import Progress, silent
 from optkit.pipeline.gather import SYNTHETIC_SAMPLES, Gathered, Source, complete_inputs, gather
 from optkit.pipeline.isolate import isolated
 from optkit.pipeline.optimize import stop_on_miss
+from optkit.pipeline.origin import Origin, read_origin
 from optkit.pipeline.outputs import Collector, check_npz, write_npz
 from optkit.pipeline.plan import Options, as_target, open_given
 from optkit.report.run import RunFacts
 from optkit.runner.onnx import OnnxRunner
-from optkit.runner.open import open_runner, run_dataset
+from optkit.runner.open import open_runner, run_batches
 from optkit.runner.providers import require
 
 BATCH = 8
@@ -76,12 +77,12 @@ def infer(
     if output is not None:
         check_npz(output, force=force)
     opened = _with_signature(open_given(model, cast(Options, {}) if against is not None else options))
-    manifest = read_manifest(opened.path)
-    target = _target(opened, manifest, options)
+    origin = read_origin(opened, bundle=not isinstance(model, Model) and Path(model).is_dir())
+    target = _target(opened, origin, options)
     verdict = None
     if against is not None:
         verdict = _compare(against, opened, inputs, batch, {**options, "provider": target.provider})
-    opened, dataset = _open_data(opened, manifest, inputs, batch, target, options, against)
+    opened, dataset = _open_data(opened, origin, inputs, batch, target, options, against)
     watcher = silent if opened.kind == "torchscript" else watch
     facts = isolated(opened.kind == "torchscript", _run, opened, target, dataset, output, watcher)
     return Ran(facts, verdict)
@@ -112,10 +113,9 @@ def _with_signature(model: Model) -> Model:
     return model.with_signature(read_ort(model.path).signature or model.signature)
 
 
-def _target(model: Model, manifest: Manifest | None, options: Options) -> Target:
+def _target(model: Model, origin: Origin | None, options: Options) -> Target:
     """The asked provider, else the one the bundle was made for, else the CPU; one that is not there is refused."""
-    made_for = manifest.environment.provider if manifest is not None else None
-    target = as_target(None, cast(Options, {**options, "provider": options.get("provider") or made_for}))
+    target = as_target(origin.recipe if origin else None, options)
     if model.form != "torch":
         require(target.provider)
     elif target.provider != "cpu":
@@ -149,7 +149,7 @@ def _source(path: Path, batch: int | None) -> Source:
 
 def _open_data(
     model: Model,
-    manifest: Manifest | None,
+    origin: Origin | None,
     inputs: Path | None,
     batch: int | None,
     target: Target,
@@ -158,7 +158,7 @@ def _open_data(
 ) -> tuple[Model, Dataset]:
     """The model with its inputs completed, and what to run it on."""
     gathered = gather(model, flags=options.get("data"))
-    found = _source(inputs, batch) if inputs is not None else _evaluation(gathered, manifest, against)
+    found = _source(inputs, batch) if inputs is not None else _evaluation(gathered, origin, against)
     known = {"evaluation": found} if found is not None else {}
     model = complete_inputs(model, replace(gathered, sources=known))
     preprocess, folder = model.assets.preprocess, model.assets.folder
@@ -182,14 +182,14 @@ def _open_data(
     return model, dataset
 
 
-def _evaluation(gathered: Gathered, manifest: Manifest | None, against: Path | None) -> Source | None:
+def _evaluation(gathered: Gathered, origin: Origin | None, against: Path | None) -> Source | None:
     """Evaluation data: of a flag or ``data.yaml``, of the bundle's recipe, of ``data.yaml`` beside its original."""
     if "evaluation" in gathered.sources:
         return gathered.sources["evaluation"]
-    stated = manifest.recipe.get("data", {}).get("evaluation") if manifest is not None else None
-    if stated is not None and Path(stated["source"]).exists():
-        return Source(DataSource.model_validate(stated), Path.cwd(), False)
-    originals = [path for path in (against, Path(manifest.original.path) if manifest else None) if path]
+    stated = origin.data.get("evaluation") if origin else None
+    if stated is not None:
+        return Source(stated, Path.cwd(), False)
+    originals = [path for path in (against, Path(origin.manifest.original.path) if origin else None) if path]
     for original in originals:
         beside = find_data_file(original) if original.exists() else None
         if beside is not None and "evaluation" in beside.data:
@@ -211,10 +211,9 @@ def _run(model: Model, target: Target, dataset: Dataset, output: Path | None, wa
         ready = time.perf_counter()
         done = 0
         watch("running", 0, dataset.count)
-        for outputs in run_dataset(runner, dataset):
-            size = min(dataset.batch, dataset.count - done)
-            collector.add(outputs, size)
-            done += size
+        for batch, outputs in run_batches(runner, dataset):
+            collector.add(outputs, batch.size)
+            done += batch.size
             watch("running", done, dataset.count)
         end = time.perf_counter()
         on_ort = isinstance(runner, OnnxRunner)

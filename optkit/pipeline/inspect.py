@@ -14,7 +14,7 @@ from optkit.model.target import Target
 from optkit.passes._base import Pass
 from optkit.passes._registry import missing_packages, pip_hint
 from optkit.pipeline.gather import Gathered, gather
-from optkit.pipeline.plan import chain
+from optkit.pipeline.plan import chain, unfit
 from optkit.recipe.load import shipped
 from optkit.recipe.recipe import Recipe
 from optkit.report.inspect import Fit, Inspection
@@ -101,7 +101,7 @@ def _fit(name: str, model: Model, summary: Summary, data: Gathered) -> tuple[boo
         return False, error.message
     running = [each.step.options for each in planned if not each.skip]
     for each in planned:
-        reason = "" if each.skip or each.takes != model.form else each.step.options.applies(model, target)
+        reason = "" if each.skip else unfit(each, model, target)
         if reason:
             return False, f"{each.step.id}: {reason}"
     missing = [package for pass_ in running for package in missing_packages(type(pass_))]

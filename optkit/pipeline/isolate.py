@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
-from optkit.errors import PassError
+from optkit.errors import PassError, UsageError
 from optkit.model.model import Model
 
 P = ParamSpec("P")
@@ -42,18 +42,15 @@ def isolated(use_child: bool, function: Callable[P, T], /, *args: P.args, **kwar
     """
     if not use_child:
         return function(*args, **kwargs)
+    by_script = _names_main(function, args, kwargs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_quiet_child) as pool:
         try:
-            with _main_hidden(function, args, kwargs):
+            with nullcontext() if by_script else _main_hidden():
                 future = pool.submit(function, *args, **kwargs)
             return future.result()
         except BrokenProcessPool as error:
-            raise PassError(
-                "The worker process died without a word, most likely out of memory.",
-                expected="enough memory for this model",
-                fix="close other programs, or use a machine with more memory",
-            ) from error
+            raise _died(by_script) from error
         except BaseException:
             _kill(pool)
             raise
@@ -67,19 +64,48 @@ def _quiet_child() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-@contextmanager
-def _main_hidden(*sent: Any) -> Iterator[None]:
-    """A process begun meanwhile does not import the user's script, which would begin the same job over again there.
+def _names_main(*sent: Any) -> bool:
+    """Whether something that is sent to the child is defined in the script that runs, which the child then imports."""
+    return b"__main__" in bytes(ForkingPickler.dumps(sent))
 
-    Where what is sent is defined in that script, there is no way around importing it.
-    """
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """A process begun meanwhile does not import the script that runs, and so does not do all it does over again."""
     main = sys.modules["__main__"]
-    if b"__main__" not in bytes(ForkingPickler.dumps(sent)):
-        sys.modules["__main__"] = ModuleType("__main__")
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def refuse_within_import() -> None:
+    """A job must not begin while a worker of another one imports the script: it would wait for that one for ever.
+
+    Raises:
+        UsageError: it would.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            "The script starts a job wherever it is imported, and a worker process has to import it.",
+            expected="below if __name__ == '__main__': what the script does, above it what it defines",
+            fix="indent the calls below: if __name__ == '__main__':",
+        )
+
+
+def _died(by_script: bool) -> PassError:
+    if by_script:
+        return PassError(
+            "The worker process died without a word: out of memory, or while it imported this script.",
+            expected="enough memory, and below if __name__ == '__main__': what the script does",
+            fix="indent the calls below: if __name__ == '__main__':",
+        )
+    return PassError(
+        "The worker process died without a word, most likely out of memory.",
+        expected="enough memory for this model",
+        fix="close other programs, or use a machine with more memory",
+    )
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

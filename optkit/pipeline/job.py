@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from optkit import __version__
 from optkit.data.dataset import Dataset
 from optkit.errors import DataError
 from optkit.evaluate.judge import OutputOptions
@@ -69,8 +70,11 @@ class Job:
         return None if self.metric is None else load_metric(self.metric, allow_code=self.metric_code)
 
     def runtime_facts(self) -> dict[str, Any]:
-        """What outputs depend on beside model and data: provider, threads, library versions."""
-        return {"target": self.target, "versions": library_versions("onnxruntime", "torch", "transformers")}
+        """What outputs depend on beside model and data: optkit, provider, threads, processor, library versions."""
+        from optkit.model.machine import machine
+
+        versions = {"optkit": __version__, **library_versions("numpy", "onnxruntime", "torch", "transformers")}
+        return {"target": self.target, "features": machine().features, "versions": versions}
 
 
 def library_versions(*names: str) -> dict[str, str]:
@@ -91,4 +95,4 @@ def library_versions(*names: str) -> dict[str, str]:
 def outputs_key(job: Job, model: Model, dataset: Dataset) -> str:
     """Cache key of a model's outputs on a dataset."""
     facts = {"what": "outputs", "model": model.digest, "inputs": model.signature.inputs, "data": dataset.digest}
-    return key_of({**facts, **job.runtime_facts()})
+    return key_of({**facts, "session": dict(model.session), **job.runtime_facts()})

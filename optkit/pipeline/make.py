@@ -82,6 +82,8 @@ def _unpack(facts: Mapping[str, Any], folder: Path, before: Model, pass_: Pass) 
     signature = Signature(specs["inputs"], specs["outputs"])
     path = folder / facts["model"]
     after = replace(before, path=path, form=facts["form"], kind=facts["kind"], signature=signature, lineage=lineage)
+    if after.form != "torch":
+        after = replace(after, factory=None, trust_pickle=False)
     return with_session(after, facts["session"])
 
 

@@ -8,24 +8,21 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from optkit.errors import AccuracyMissed, BudgetMissed, OptkitError
-from optkit.evaluate.judge import add_limits, budget_limits
+from optkit.evaluate.judge import add_limits, budget_limits, measured_on
 from optkit.model.manifest import LimitResult, Manifest, StepRecord, Timing, Verdict
 from optkit.model.model import Model
 from optkit.passes._base import Pass
 from optkit.pipeline.cache import key_of
-from optkit.pipeline.context import Progress, judge_on, silent, time_candidates
+from optkit.pipeline.context import Progress, judge_on, silent
 from optkit.pipeline.contract import may_change
 from optkit.pipeline.environment import artifact, environment
 from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
 from optkit.pipeline.plan import Options, Plan, make_plan
 from optkit.pipeline.publish import publish
-from optkit.pipeline.reference import original_target
 from optkit.pipeline.steps import Policy, export, run_steps
+from optkit.pipeline.stopwatch import time_result
 from optkit.recipe.recipe import Recipe
-
-BENCH_BUDGET_S = 5.0
-"""Seconds of the final measurement."""
 
 
 def optimize(
@@ -78,7 +75,8 @@ def _execute(plan: Plan, policy: Policy, force: bool) -> Manifest:
     baseline = export(job, job.original)
     kept = [p.step.options for p, r in zip(plan.steps, records, strict=True) if r.status == "changed"]
     verdict = final_verdict(job, result, may_change(kept))
-    timing, note = (_time(job, baseline, result, policy)) if policy.bench else (None, "not timed: --no-bench")
+    policy.watch("timing", 0, 1)
+    timing, note = time_result(job, baseline, result) if policy.bench else (None, "not timed: --no-bench")
     verdict = add_limits(verdict, _budget(job, baseline, result, timing, note))
     manifest = Manifest(
         recipe_name=plan.recipe.name,
@@ -87,6 +85,11 @@ def _execute(plan: Plan, policy: Policy, force: bool) -> Manifest:
         baseline=artifact(baseline),
         result=artifact(result),
         recipe=plan.recipe.resolved(),
+        options={
+            **plan.beside,
+            **({"strict": True} if policy.strict else {}),
+            **({} if policy.bench else {"bench": False}),
+        },
         steps=tuple(records),
         verdict=verdict,
         timing=timing,
@@ -97,9 +100,7 @@ def _execute(plan: Plan, policy: Policy, force: bool) -> Manifest:
         output=None if plan.output is None else str(plan.output),
     )
     stop_on_miss(manifest.verdict, manifest.model_copy(update={"output": None}), records)
-    if plan.output is not None:
-        publish(manifest, result, plan.output, force=force)
-    return manifest
+    return manifest if plan.output is None else publish(manifest, result, plan.output, force=force)
 
 
 def final_verdict(job: Job, result: Model, allowed: frozenset[str]) -> Verdict:
@@ -107,12 +108,14 @@ def final_verdict(job: Job, result: Model, allowed: frozenset[str]) -> Verdict:
     dataset = job.splits["evaluation"]
     facts: dict[str, Any] = {"what": "judged", "original": job.original.digest, "result": result.digest}
     facts |= {"data": dataset.digest, "outputs": str(job.outputs), "metric": str(job.metric), "exact": job.exact}
-    facts |= {"limits": job.limits.model_dump(mode="json"), "session": result.session, **job.runtime_facts()}
+    facts |= {"limits": job.limits.model_dump(mode="json"), "session": (job.original.session, result.session)}
+    facts |= job.runtime_facts()
     facts |= {"fit": job.splits["fit"].digest if "fit" in job.splits else None, "allowed": sorted(allowed)}
     key = key_of(facts)
     known = None if job.metric_code and ":" in str(job.metric) else job.cache.get_facts(key)
     if known is not None:
-        return Verdict.model_validate(known)
+        verdict = Verdict.model_validate(known)
+        return verdict.model_copy(update={"measured_on": measured_on(dataset, verdict.measured_on.samples)})
     dropped = _dropped(job, result) if "outputs" in allowed else ()
     child = needs_child(result) or needs_child(job.original)
     verdict = isolated(child, judge_on, job, result, dataset, dropped, allowed)
@@ -124,18 +127,6 @@ def _dropped(job: Job, result: Model) -> tuple[str, ...]:
     """Outputs of the original that a pass removed by declaration (the contract refuses others)."""
     have = {spec.name for spec in result.signature.outputs}
     return tuple(spec.name for spec in job.original.signature.outputs if have and spec.name not in have)
-
-
-def _time(job: Job, baseline: Model, result: Model, policy: Policy) -> tuple[Timing | None, str]:
-    policy.watch("timing", 0, 1)
-    if result.digest == baseline.digest and result.session == baseline.session:
-        return None, "not timed: the result is the baseline itself, no pass changed it"
-    candidates = [(baseline, job.target), (result, job.target)]
-    if job.original.form == "torch":
-        candidates.append((job.original, original_target(job.original, job.target)))
-    timed = time_candidates(job, candidates, BENCH_BUDGET_S)
-    eager = timed[2].ratio.candidate_ms if len(timed) > 2 else None
-    return Timing(result=timed[1].ratio, torch_eager_ms=eager, peak_mb=timed[1].peak_mb), ""
 
 
 def _budget(job: Job, baseline: Model, result: Model, timing: Timing | None, note: str) -> tuple[LimitResult, ...]:
@@ -163,15 +154,23 @@ def stop_on_miss(verdict: Verdict, facts: Any, records: Sequence[StepRecord] = (
     kind: type[OptkitError] = BudgetMissed if verdict.accuracy_held else AccuracyMissed
     costly = _costliest(records) if kind is AccuracyMissed else ""
     on = verdict.measured_on
-    near = {limit.name: verdict.would_pass[limit.name] for limit in missed if limit.name in verdict.would_pass}
-    passing = ", ".join(f"--limit {name}={value:.6g}" for name, value in near.items())
+    near = [limit for limit in missed if limit.name in verdict.would_pass]
+    passing = ", ".join(_just_passing(limit, verdict.would_pass[limit.name]) for limit in near)
     error = kind(
         f"The result misses its limits: {sentence}. {costly}".strip(),
         expected=f"all limits held on {on.samples} samples of {on.source} ({on.split})",
-        fix=f"change the recipe; these limits would just have passed: {passing}" if passing else "change the recipe",
+        fix="change the recipe"
+        + (f"; these limits would just have passed: {passing}" if passing else "")
+        + ("; --limit speedup=null switches that limit off" if any(x.name == "speedup" for x in missed) else ""),
     )
     error.facts = facts
     raise error
+
+
+def _just_passing(limit: LimitResult, value: float) -> str:
+    if "bound" in limit.limit:
+        return f"--limit '{limit.name}={{max: {value:.6g}, by: bound}}'"
+    return f"--limit {limit.name}={value:.6g}"
 
 
 def _missed(limit: LimitResult) -> str:

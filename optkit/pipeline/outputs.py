@@ -14,6 +14,7 @@ from optkit.data.dataset import Array, Arrays
 from optkit.errors import OutputError
 from optkit.evaluate.agreement import SCORE_NAMES
 from optkit.model.bundle import write_error
+from optkit.pipeline.names import member_name
 from optkit.pipeline.reference import storable
 from optkit.report.run import OutputFacts, TopClass
 
@@ -161,6 +162,8 @@ def check_npz(out: Path, *, force: bool) -> None:
 def write_npz(out: Path, arrays: Iterator[tuple[str, Array]] | Mapping[str, Array]) -> None:
     """Write arrays by name, one in memory at a time, and put the file in place by one rename.
 
+    A name that would lead out of the folder where somebody unpacks the file becomes a plain one.
+
     Raises:
         OutputError: the disk is full, or the place is not writable.
     """
@@ -170,8 +173,10 @@ def write_npz(out: Path, arrays: Iterator[tuple[str, Array]] | Mapping[str, Arra
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with hidden.open("wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                taken: set[str] = set()
                 for name, array in pairs:
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    taken.add(plain := member_name(name, taken))
+                    with archive.open(f"{plain}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())

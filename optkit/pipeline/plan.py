@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,13 +24,16 @@ from optkit.passes._registry import missing_packages, pip_hint
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.contract import check_split
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
-from optkit.pipeline.isolate import isolated, needs_child
+from optkit.pipeline.isolate import isolated, needs_child, refuse_within_import
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import ensure_references, made_up_told, original_outputs, original_target
-from optkit.pipeline.steps import skip_by_rule
-from optkit.recipe.recipe import Recipe, Step, rooted_source
+from optkit.pipeline.steps import refuse, skip_by_rule
+from optkit.recipe.recipe import Recipe, Step, absolute, rooted_source
 from optkit.runner.open import open_runner
 from optkit.runner.providers import require
+
+_MODEL_SUFFIXES = (".onnx", ".ort", ".pt", ".pt2", ".pth", ".ts", ".safetensors", ".bin")
+"""Endings that say the format, and are no part of a model's name."""
 
 
 class Options(TypedDict, total=False):
@@ -79,6 +83,8 @@ class Plan:
     steps: tuple[Planned, ...]
     output: Path | None
     notes: tuple[str, ...]
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """Options that were given and that no recipe can state."""
 
     def facts(self) -> dict[str, Any]:
         """What ``--dry-run`` shows: plain data."""
@@ -142,7 +148,21 @@ def make_plan(
             _check_step(planned, job)
     check_metric(job)
     job = replace(job, original=probe(job, write=write))
-    return Plan(job, _as_asked(recipe, job, gathered, options), tuple(steps), out, gathered.notes)
+    asked = _as_asked(recipe, job, gathered, options)
+    return Plan(job, asked, tuple(steps), out, gathered.notes, _beside(opened, options))
+
+
+def _beside(model: Model, options: Options) -> dict[str, Any]:
+    """What was said about the model, and how to go about it, beside the recipe."""
+    factory = options.get("factory") or model.factory
+    given = {
+        "factory": None if factory is None else absolute(factory, Path.cwd()),
+        "signature": options.get("signature"),
+        "trust_pickle": options.get("trust_pickle") or model.trust_pickle,
+        "allow_synthetic_calibration": options.get("allow_synthetic_calibration"),
+        "seed": options.get("seed"),
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 def _as_asked(recipe: Recipe, job: Job, gathered: Gathered, options: Options) -> Recipe:
@@ -168,7 +188,20 @@ def as_recipe(recipe: str | Path | Recipe | Pass | Sequence[Pass]) -> Recipe:
 
 
 def open_given(model: str | Path | Model, options: Options) -> Model:
-    """The model opened with what the options say about it."""
+    """The model opened with what the options say about it.
+
+    Raises:
+        UsageError: an option that does not exist, and would else be ignored in silence.
+        ModelError: as ``Model.open`` does.
+    """
+    refuse_within_import()
+    for name in options.keys() - Options.__annotations__.keys():
+        close = difflib.get_close_matches(name, Options.__annotations__, n=1)
+        raise UsageError(
+            f"There is no option '{name}'.",
+            expected="one of " + ", ".join(Options.__annotations__),
+            fix=f"did you mean '{close[0]}'?" if close else "leave it out",
+        )
     if isinstance(model, Model):
         return model
     return Model.open(
@@ -288,13 +321,13 @@ def _check_step(planned: Planned, job: Job) -> None:
         )
     for split in pass_.uses_data:
         job.split(split)
-    reason = pass_.applies(job.original, job.target) if planned.takes == job.original.form else ""
-    if reason:
-        raise RecipeError(
-            f"The step '{planned.step.id}' cannot work on this model: {reason}.",
-            expected="a model it can handle",
-            fix="leave the step out",
-        )
+    refuse(planned.step, unfit(planned, job.original, job.target))
+
+
+def unfit(planned: Planned, original: Model, target: Target) -> str:
+    """Empty, or why the pass cannot work, as far as it can be told before the steps before it have run."""
+    pass_ = planned.step.options
+    return pass_.applies_to(target) or (pass_.applies(original, target) if planned.takes == original.form else "")
 
 
 def check_metric(job: Job) -> None:
@@ -370,14 +403,16 @@ def _named(array: Any, sizes: Mapping[int, str], batch: tuple[int, str] | None) 
 
 
 def default_output(model: str | Path | Model, recipe: Recipe) -> Path:
-    """``MODEL-STEM.RECIPE`` in the current folder.
+    """``MODEL-STEM.RECIPE`` in the current folder: ``my.v1.onnx`` becomes ``my.v1.int8``.
 
     Raises:
         UsageError: the model has no name to take it from.
     """
     path = model.path if isinstance(model, Model) else Path(model)
     named = path if path.name.strip(".") else path.resolve()
-    stem = named.name.split(".")[0]
+    stem = named.name
+    while stem.lower().endswith(_MODEL_SUFFIXES):
+        stem = stem[: stem.rindex(".")]
     if not stem:
         raise UsageError("The output has no name.", expected="an output folder", fix="give it with -o")
     return Path(f"{stem}.{recipe.name}")

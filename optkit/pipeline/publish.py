@@ -5,49 +5,84 @@ from __future__ import annotations
 from pathlib import Path
 
 from optkit.data.preprocess import preprocess_files
-from optkit.model.bundle import copy_file, staged
-from optkit.model.digest import model_files
+from optkit.model.bundle import copy_file, data_name, staged
+from optkit.model.digest import model_files, sha256_files
 from optkit.model.manifest import Manifest
 from optkit.model.model import Assets, Model
+from optkit.model.onnx_file import load_onnx, move_external, save_onnx
+from optkit.pipeline.names import file_name
 from optkit.report.json import dump
 from optkit.report.markdown import markdown
 
 
-def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> None:
+def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> Manifest:
     """Put the result at ``out`` by one rename; for ``out.onnx`` only the model.
+
+    Returns:
+        The manifest with the digest that the written model has, and notes on what ``out.onnx`` lacks.
 
     Raises:
         OutputError: the disk is full, or the place is not writable.
     """
     with staged(out, force=force) as folder:
         if out.suffix == ".onnx":
-            _model_alone(result, folder, out.name)
-            return
-        _copy_model(result, folder)
+            manifest = manifest.model_copy(update={"notes": (*manifest.notes, *_left_out(result, out))})
+            return _as_written(manifest, _model_alone(result, folder, out.name))
+        manifest = _as_written(manifest, _copy_model(result, folder))
         _write_assets(result.assets, folder)
         _write(folder / "manifest.json", dump(manifest) + "\n")
         _write(folder / "recipe.yaml", _recipe_text(manifest))
         _write(folder / "report.md", markdown(manifest))
+        return manifest
 
 
-def _copy_model(result: Model, folder: Path) -> None:
-    """The model as ``model.onnx`` (or ``.ort``); data files keep the names the model knows them by."""
+def _left_out(result: Model, out: Path) -> tuple[str, ...]:
+    """What a bundle says about the model and ``out.onnx`` cannot."""
+    notes = []
+    if result.session:
+        entries = ", ".join(f"{key}={value}" for key, value in result.session.items())
+        notes.append(f"{out.name} alone does not set the onnxruntime session config entries it wants: set {entries}")
+    if result.assets.preprocess:
+        inputs = ", ".join(result.assets.preprocess)
+        notes.append(f"{out.name} alone does not include the preprocessing of {inputs}: a bundle does")
+    return tuple(notes)
+
+
+def _as_written(manifest: Manifest, files: list[Path]) -> Manifest:
+    """With the digest and size of the files as they are in the output."""
+    facts = {"digest": sha256_files(files), "size_bytes": sum(file.stat().st_size for file in files)}
+    return manifest.model_copy(update={"result": manifest.result.model_copy(update=facts)})
+
+
+def _copy_model(result: Model, folder: Path) -> list[Path]:
+    """The model as ``model.onnx`` (or ``.ort``) and ``model.onnx.data``; several data files keep their own names."""
     first, *data = model_files(result)
-    copy_file(first, folder / ("model.ort" if result.form == "ort" else "model.onnx"))
-    for file in data:
-        target = folder / file.absolute().relative_to(first.absolute().parent)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(file, target)
+    model = folder / ("model.ort" if result.form == "ort" else "model.onnx")
+    copy_file(first, model)
+    given = [file.absolute().relative_to(first.absolute().parent) for file in data]
+    names = [Path(f"{model.name}.data")] if len(data) == 1 else given
+    for file, name in zip(data, names, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(file, folder / name)
+    if names != given:
+        move_external(model, {given[0].as_posix(): names[0].name})
+    return [model, *(folder / name for name in names)]
 
 
-def _model_alone(result: Model, folder: Path, name: str) -> None:
+def _model_alone(result: Model, folder: Path, name: str) -> list[Path]:
+    """The model under its name; its data are named by their digest, so that they never replace those of another."""
+    model = folder / name
     first, *data = model_files(result)
     if not data:
-        copy_file(first, folder / name)
-        return
-    from optkit.model.onnx_file import load_onnx, save_onnx
-
-    save_onnx(load_onnx(first), folder / name)
+        copy_file(first, model)
+        return [model]
+    save_onnx(load_onnx(first), model)
+    written = folder / f"{name}.data"
+    if not written.exists():
+        return [model]
+    file = written.rename(folder / data_name(name, sha256_files([written])))
+    move_external(model, {written.name: file.name})
+    return [model, file]
 
 
 def _write_assets(assets: Assets, folder: Path) -> None:
@@ -55,13 +90,17 @@ def _write_assets(assets: Assets, folder: Path) -> None:
     if not assets.preprocess:
         return
     entries = {name: dict(entry) for name, entry in assets.preprocess.items()}
+    taken: set[str] = set()
     for name, entry in entries.items():
         files = preprocess_files({name: entry}, assets.folder or Path())
-        if files:
-            entry["tokenizer"] = f"preprocess/{name}"
-            (folder / "preprocess" / name).mkdir(parents=True)
+        if not files:
+            continue
+        taken.add(plain := file_name(name, taken))
+        entry["tokenizer"] = f"preprocess/{plain}"
+        (folder / "preprocess" / plain).mkdir(parents=True)
         for file in files:
-            copy_file(file, folder / "preprocess" / name / ("tokenizer.json" if len(files) == 1 else file.name))
+            target = folder / "preprocess" / plain / ("tokenizer.json" if len(files) == 1 else file.name)
+            copy_file(file, target)
     _write(folder / "preprocess.json", dump(entries) + "\n")
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from optkit import __version__
-from optkit.errors import GivenError, PassError
+from optkit.errors import BudgetMissed, GivenError, PassError, RecipeError
 from optkit.model.manifest import Change, Drift, Ratio, StepRecord
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
@@ -42,6 +41,8 @@ def run_steps(job: Job, steps: Sequence[Step], policy: Policy) -> tuple[Model, l
 
     Raises:
         PassError: a required step had no effect, or a promise was broken under ``strict``.
+        BudgetMissed: a required step is measured slower.
+        RecipeError: a pass cannot work on what the steps before it made.
     """
     model, records = job.original, []
     kept: list[Pass] = []
@@ -58,6 +59,7 @@ def run_step(job: Job, step: Step, before: Model, policy: Policy, earlier: Seque
     reason = skip_by_rule(step, before.form, job.target)
     if reason:
         return before, _record(step, before, "skipped", reason)
+    refuse(step, step.options.applies_to(job.target) or step.options.applies(before, job.target))
     made = make(job, step.options, before, watch=policy.watch, label=step.id)
     if made.model is None:
         return before, _no_effect(step, before, made, _why_nothing(made.facts))
@@ -70,8 +72,32 @@ def run_step(job: Job, step: Step, before: Model, policy: Policy, earlier: Seque
     speedup = _speedup(job, step, before, made.model, policy)
     if speedup is not None and speedup.word == "slower" and step.keep == "measured":
         slower = f"measured slower: {speedup.speedup:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
+        if step.required:
+            raise _required_but_slower(step, slower)
         return before, _record(step, before, "rolled back", slower, made, check.drift, speedup)
     return made.model, _record(step, made.model, "changed", "", made, check.drift, speedup)
+
+
+def _required_but_slower(step: Step, slower: str) -> BudgetMissed:
+    return BudgetMissed(
+        f"The step '{step.id}' is required but {slower}.",
+        expected="a result that is not slower than the model before it",
+        fix="add keep: always to have it anyway, or remove required",
+    )
+
+
+def refuse(step: Step, reason: str) -> None:
+    """Stop at a step whose pass gives a reason why it cannot work.
+
+    Raises:
+        RecipeError: there is a reason, see ``Pass.applies``.
+    """
+    if reason:
+        raise RecipeError(
+            f"The step '{step.id}' cannot work on this model: {reason}.",
+            expected="a model it can handle",
+            fix="leave the step out",
+        )
 
 
 def _no_effect(step: Step, before: Model, made: Made, reason: str) -> StepRecord:
@@ -138,7 +164,7 @@ def _checked(job: Job, step: Step, before: Model, made: Made, earlier: Sequence[
     facts: dict[str, Any] = {"what": "check", "step": made.key, "original": job.original.digest}
     facts |= {"earlier": [pass_.sentence() for pass_ in earlier], "session": made.model.session}
     facts |= {"before": before.digest, "data": check_split(job).digest, "outputs": str(job.outputs)}
-    facts |= {"optkit": __version__, **job.runtime_facts()}
+    facts |= job.runtime_facts()
     key = key_of(facts)
     with job.cache.lock(key):
         known = job.cache.get_facts(key)

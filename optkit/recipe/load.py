@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,10 @@ def write_copy(name: str, target: Path) -> Path:
         raise OutputError(
             f"The file {target} exists already.", expected="a path where nothing is yet", fix="choose another name"
         )
-    name = yaml.safe_dump({"name": target.stem}, allow_unicode=True).strip()
+    name = yaml.safe_dump({"name": _plain(target)}, allow_unicode=True).strip()
     text = source.read_text(encoding="utf-8").replace(f"name: {source.stem}", name, 1)
     try:
-        head = f"# Started from the shipped recipe {source.stem}; all options: optkit passes list\n"
+        head = f"# Started from the shipped recipe {source.stem}; a pass and its options: optkit passes show NAME\n"
         target.write_text(head + text, encoding="utf-8")
     except OSError as error:
         raise OutputError(
@@ -97,7 +98,12 @@ def load_recipe(name_or_file: str, sets: Iterable[str] = ()) -> Recipe:
         raise blame(document, ("passes",), message, "passes: a list with at least one pass", fix)
     for text in sets:
         _apply(document, text)
-    return build_recipe(document, base=path.resolve().parent, name=path.stem)
+    return build_recipe(document, base=path.resolve().parent, name=_plain(path))
+
+
+def _plain(file: Path) -> str:
+    """The recipe's name where it states none: the file's, as a plain word."""
+    return re.sub(r"[^\w.-]+", "-", file.stem)
 
 
 def build_recipe(document: Document, *, base: Path, name: str) -> Recipe:

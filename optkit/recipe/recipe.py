@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,7 @@ class Step(_Frozen):
     options: Pass
     """The pass itself."""
     required: bool = False
-    """Having no effect is an error."""
+    """Having no effect is an error, and so is being rolled back, also as measured slower (unless ``keep: always``)."""
     keep: Literal["measured", "always"] = "measured"
     """measured: rolled back when it was meant for speed and is measured slower; always: kept all the same."""
     when: When = When()
@@ -110,6 +111,13 @@ class Recipe(_Frozen):
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if re.fullmatch(r"[\w.-]+", name) is None or not name.strip("."):
+            raise ValueError(f"'{name}' is no plain word (letters, digits, '_', '-', '.')")
+        return name
+
     @field_validator("passes", mode="before")
     @classmethod
     def _steps(cls, entries: Iterable[Any]) -> list[Step]:
@@ -175,10 +183,11 @@ class Recipe(_Frozen):
         return {key: plain[key] for key in order if key in plain}
 
     def text(self) -> str:
-        """The resolved recipe as YAML."""
+        """The resolved recipe as YAML, with the default limits as a comment."""
         import yaml
 
-        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=110)
+        resolved = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=110)
+        return f"{resolved}# limits where none is stated: {Limits().resolved(self.exact).describe()}\n"
 
 
 def rooted_source(source: DataSource, base: Path) -> DataSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from optkit.data.preprocess import ImageEntry, TextEntry
 from optkit.errors import PackageError
 from optkit.model.model import Form
 from optkit.passes._base import Pass
@@ -28,6 +29,10 @@ def recipe_schema(pass_names: list[str] | None = None) -> dict[str, Any]:
         entries.append({"const": name, "description": find(name).title()})
         entries.append(_single(name))
     definitions.pop("Step", None)
+    for entry in (ImageEntry, TextEntry):
+        definitions[entry.__name__] = entry.model_json_schema()
+    references = [{"$ref": "#/$defs/ImageEntry"}, {"$ref": "#/$defs/TextEntry"}]
+    schema["properties"]["preprocess"]["additionalProperties"] = {"anyOf": references}
     schema["properties"]["passes"]["items"] = {"anyOf": entries}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "optkit recipe, version 1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from optkit.model.manifest import Manifest, Verdict
 from optkit.report.tables import (
     Table,
@@ -28,9 +30,20 @@ def markdown(manifest: Manifest) -> str:
     if manifest.session:
         entries = "\n".join(f"- `{key}` = `{value}`" for key, value in manifest.session.items())
         parts.append(f"onnxruntime session config entries this model wants:\n\n{entries}")
+    if manifest.output is not None and not manifest.output.endswith(".onnx"):
+        parts.append(f"The same again:\n\n```sh\n{command(manifest)}\n```")
     packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
     parts.append(f"optkit {here.optkit}, Python {here.python}, {here.cpu}, {here.cores} cores; {packages}.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def command(manifest: Manifest) -> str:
+    """The command line that does the same again: the bundle's recipe, and what was given beside it."""
+    words = ["optkit", "optimize", manifest.original.path, "--recipe", f"{manifest.output}/recipe.yaml"]
+    for name, value in manifest.options.items():
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def verdict_markdown(verdict: Verdict, original: str, result: str) -> str:
@@ -56,6 +69,7 @@ def _metrics(verdict: Verdict) -> str:
 
 def _notes(manifest: Manifest) -> str:
     lines = [f"- {step.id}: {note}" for step in manifest.steps for note in step.notes]
+    lines += [f"- {note}" for note in manifest.notes]
     return "Notes:\n\n" + "\n".join(lines) if lines else ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from optkit.data.dataset import Array, Arrays, Dataset
+from optkit.data.dataset import Array, Arrays, Batch, Dataset
 from optkit.errors import ModelError
 from optkit.model.machine import usable_threads
 from optkit.model.model import Model
@@ -44,9 +44,15 @@ def open_runner(
 
 def run_dataset(runner: Runner, dataset: Dataset) -> Iterator[Arrays]:
     """The outputs of every batch in order; rows that only pad a fixed batch size are cut off axis 0."""
+    for _, outputs in run_batches(runner, dataset):
+        yield outputs
+
+
+def run_batches(runner: Runner, dataset: Dataset) -> Iterator[tuple[Batch, Arrays]]:
+    """As ``run_dataset``, with the batch that was fed."""
     for batch in dataset.batches():
         found = runner.run(batch.inputs)
-        yield {name: _cut(array, dataset.batch, batch.size) for name, array in found.items()}
+        yield batch, {name: _cut(array, dataset.batch, batch.size) for name, array in found.items()}
 
 
 def _cut(array: Array, rows: int, size: int) -> Array:

@@ -57,7 +57,7 @@ class TorchRunner(Runner):
                 found = name_outputs(self._module(*args, **kwargs))
         except OptkitError:
             raise
-        except Exception as error:  # forward is the user's code, and torch's own errors have no common class
+        except (Exception, SystemExit) as error:  # forward is the user's code; torch's errors have no common class
             shapes = ", ".join(f"{name}={array.dtype}{list(array.shape)}" for name, array in inputs.items())
             raise ModelError(
                 f"torch failed on {shapes}: {first_line(error)}.",

@@ -53,3 +53,8 @@ def test_rm_needs_either_keys_or_all(cache: Cache, argv: tuple[str, ...]) -> Non
 def test_the_cap_comes_from_the_environment(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTKIT_CACHE_SIZE", "1.5")
     assert call("cache", "ls", "--json").body["result"]["cap_bytes"] == 1_500_000_000
+
+
+def test_rm_of_an_empty_key_removes_nothing(cache: Cache) -> None:
+    assert_refused(call("cache", "rm", ""), 2, "beginnings of keys", fix="optkit cache rm --all")
+    assert len(cache.entries()) == 2

@@ -66,10 +66,10 @@ def test_size_and_speed(here: Path) -> None:
 
 
 def test_a_stated_speed_limit_is_timed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from optkit.pipeline import compare
+    from optkit.pipeline import stopwatch
 
-    timer = compare.time_candidates
-    monkeypatch.setattr(compare, "time_candidates", lambda job, candidates, budget: timer(job, candidates, 0.2))
+    timer = stopwatch.time_candidates
+    monkeypatch.setattr(stopwatch, "time_candidates", lambda job, candidates, budget: timer(job, candidates, 0.2))
     told = call("check", "m.onnx", "near.onnx", "--data", "x.npz", "--limit", "speedup=1000", "--json")
     (limit,) = [each for each in told.body["result"]["limits"] if each["name"] == "speedup"]
     assert told.code == 5 and limit["held"] is False and 0.1 < limit["measured"] < 10
@@ -94,8 +94,16 @@ def test_a_bundle_of_exact_passes_is_held_to_float_noise(here: Path, tmp_path: P
     asked = ("optimize", "m.onnx", "-r", recipe, "--data", "x.npz", "-o", tmp_path / "out", "--no-bench")
     assert call(*asked).code == 0
     assert limits("m.onnx", tmp_path / "out", "--data", "x.npz")["max_error"] == "<= 0.001"
+    assert call("check", "near.onnx", tmp_path / "out", "--data", "x.npz").code == 4
+
+
+def test_a_bundle_whose_model_was_exchanged_is_refused(here: Path, tmp_path: Path) -> None:
+    shutil.copytree("out", tmp_path / "out")
     shutil.copy("near.onnx", tmp_path / "out" / "model.onnx")
-    assert call("check", "m.onnx", tmp_path / "out", "--data", "x.npz").code == 4
+    told = call("check", "m.onnx", tmp_path / "out", "--data", "x.npz")
+    assert_refused(told, 3, "of another model", fix="give its model alone")
+    told = call("check", "m.onnx", tmp_path / "out" / "model.onnx", "--data", "x.npz")
+    assert told.code == 0 and "limit by default" in told.out
 
 
 def test_a_bundle_of_a_pass_that_is_not_installed_here(here: Path, tmp_path: Path) -> None:

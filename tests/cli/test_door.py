@@ -162,3 +162,12 @@ def test_a_path_that_is_no_text_is_no_bug() -> None:
     assert told.code == 3 and "There is no such model" in told.err
     assert told.body["error"]["file"] == name
     assert sys.getfilesystemencodeerrors() == "surrogateescape"
+
+
+def test_a_work_that_ends_the_process_is_a_bug(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave(raises(SystemExit(0))) == 1
+    assert "this is a bug: SystemExit: 0" in capsys.readouterr().err
+    assert leave(raises(SystemExit(0)), as_json=True) == 1
+    body = json.loads(capsys.readouterr().out)
+    assert (body["ok"], body["exit_code"], body["error"]["kind"]) == (False, 1, "bug")
+    assert len(list(state.rglob("crash-*.log"))) >= 1

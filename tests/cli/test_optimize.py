@@ -29,7 +29,7 @@ def asked(tmp_path: Path) -> Asked:
 @pytest.fixture
 def timed(tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Asked:
     """The same with short measurements, and a step that stays even where it is slower."""
-    monkeypatch.setattr("optkit.pipeline.optimize.BENCH_BUDGET_S", 0.2)
+    monkeypatch.setattr("optkit.pipeline.stopwatch.BUDGET_S", 0.2)
     monkeypatch.setattr("optkit.pipeline.steps.STEP_BUDGET_S", 0.1)
     write_recipe(tmp_path / "r.yaml", "quantize-dynamic: {keep: always}")
     return tuple(word for word in asked if word != "--no-bench")

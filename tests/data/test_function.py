@@ -25,6 +25,10 @@ def fails():
     yield {"x": np.ones((2, 3), np.float32)}
     raise RuntimeError("disk gone")
 
+def leaves():
+    yield {"x": np.ones((2, 3), np.float32)}
+    raise SystemExit(0)
+
 def wrong():
     return [1, 2]
 
@@ -99,3 +103,9 @@ def test_what_can_go_wrong(opened, name, said):
     with pytest.raises(DataError, match=said) as caught:
         opened("x=float32[batch]", name, code=True)
     assert caught.value.fix
+
+
+@pytest.mark.usefixtures("code")
+def test_a_function_that_ends_the_process_is_an_error_of_the_data(opened):
+    with pytest.raises(DataError, match=r"The data function mine.py:leaves failed: SystemExit: 0\."):
+        opened("x=float32[batch,3]", "mine.py:leaves", code=True)

@@ -129,3 +129,11 @@ def test_one_image_for_run(tmp_path):
     )
     assert data.count == 1
     assert float(next(data.batches()).inputs["x"].max()) == 7.0
+
+
+@pytest.mark.parametrize("columns", [{}, {"image": "image"}])
+def test_an_input_called_as_the_images_needs_an_entry_too(tmp_path, opened, columns):
+    paint(tmp_path / "i" / "a.png", 0)
+    with pytest.raises(DataError, match=r"Nothing says how the images of .* become the input 'image'") as caught:
+        opened("image=float32[batch,3,2,2]", "i", columns=columns)
+    assert "preprocess: {image: {kind: image" in caught.value.fix

@@ -62,10 +62,11 @@ def test_unknown_model_inputs(tmp_path):
         )
 
 
-def test_no_input_with_a_sample_axis(tmp_path, opened):
+def test_a_scalar_alone_is_a_sample_a_call(tmp_path, opened):
     np.savez(tmp_path / "e.npz", s=np.float32(1))
-    with pytest.raises(DataError, match=r"No input of the model has a sample axis"):
-        opened("s=float32", "e.npz")
+    assert opened("s=float32", "e.npz").count == 1
+    np.savez(tmp_path / "e.npz", s=np.float32([1, 2]))
+    assert [batch.inputs["s"].tolist() for batch in opened("s=float32", "e.npz").batches()] == [1, 2]
 
 
 def test_unknown_rank_takes_axis_0(tmp_path):

@@ -259,3 +259,18 @@ def test_missing_tokenizers_names_the_command(tmp_path, opened, monkeypatch):
     with pytest.raises(PackageError) as caught:
         opened(IDS, "e.txt", preprocess=entry())
     assert caught.value.fix == "pip install 'optkit[data]'"
+
+
+@pytest.mark.usefixtures("tokenizer")
+def test_digest_sees_the_version_of_what_reads_texts_and_images(tmp_path, opened, monkeypatch):
+    (tmp_path / "e.txt").write_text("good\n")
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+
+    def digests():
+        image = opened("x=float32[batch,3,4,6]", "a.png", preprocess={"x": {"kind": "image"}})
+        return {opened(IDS, "e.txt", preprocess=entry()).digest, image.digest}
+
+    before = digests()
+    assert digests() == before
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"0.0.{len(name)}")
+    assert not digests() & before

@@ -79,7 +79,8 @@ def test_rows_are_cut_into_blocks_without_changing_the_figures(monkeypatch):
 def test_one_value_a_sample_is_compared_as_one_vector():
     a, b = np.array([1.0, 2.0, -0.01, 3.0]), np.array([1.0, 2.0, 0.01, 3.0])
     facts = compare(a, b, batch=2).result()
-    assert facts.cosine == pytest.approx(1 - 2e-4 / 14.0001, rel=1e-6)
+    x, y = a - a.mean(), b - a.mean()
+    assert facts.cosine == pytest.approx(x @ y / math.sqrt((x @ x) * (y @ y)), rel=1e-12)
     assert facts.cosine_worst is None
     assert "all samples at once" in facts.note
 
@@ -269,3 +270,68 @@ def test_agreement_at_every_position_where_it_is_asked_for():
     b[1, 2, 1] = b[0, 0, 3] = 2
     facts = compare(a, b, options=OutputOptions(classes=True), inputs={"attention_mask": MASK}).result()
     assert facts.top1 == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_a_common_offset_hides_nothing(batch):
+    rng = np.random.default_rng(3)
+    signal = rng.normal(size=(40, 6))
+    signal -= signal.mean()
+    a = 1e5 + signal
+    lost = compare(a, np.full_like(a, 1e5), batch=batch).result()
+    assert abs(lost.cosine) < 1e-3
+    assert lost.sqnr_db == pytest.approx(0.0, abs=1e-6)
+    assert "cosine and SQNR of the values less the original's mean, 1e+05" in lost.note
+    half = 0.5 * signal + 0.5 * rng.permuted(signal, axis=1)
+    halved, plain = compare(a, 1e5 + half, batch=batch).result(), compare(signal, half, batch=batch).result()
+    assert halved.cosine == pytest.approx(plain.cosine, abs=1e-6)
+    assert halved.sqnr_db == pytest.approx(plain.sqnr_db, abs=1e-6)
+
+
+def test_an_offset_of_less_than_three_deviations_stays_in():
+    rng = np.random.default_rng(4)
+    a = 2.0 + rng.normal(size=(50, 5))
+    b = a + rng.normal(scale=0.1, size=a.shape)
+    facts = compare(a, b, batch=7).result()
+    rows = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    assert facts.cosine == pytest.approx(rows.mean(), rel=1e-12)
+    assert facts.sqnr_db == pytest.approx(10 * math.log10((a * a).sum() / ((b - a) ** 2).sum()), rel=1e-12)
+    assert facts.note == ""
+
+
+def test_one_value_a_sample_next_to_an_offset():
+    a = 1e5 + np.arange(8.0)
+    centred = a - a.mean()
+    wanted = -centred.sum() / math.sqrt((centred @ centred) * 8)
+    assert compare(a, np.full(8, 1e5), batch=1).result().cosine == pytest.approx(wanted, abs=1e-9)
+    assert compare(a, a[::-1].copy(), batch=3).result().cosine == pytest.approx(-1.0, abs=1e-9)
+
+
+def test_a_constant_original_is_not_centred():
+    facts = compare(np.full((4, 3), 7.0), np.full((4, 3), 7.0 + 1e-9)).result()
+    assert facts.cosine == pytest.approx(1.0, abs=1e-12)
+    assert "constant" in facts.note and "less the original's mean" not in facts.note
+
+
+def test_masked_positions_count_for_no_offset():
+    a = 1e3 + np.random.default_rng(5).normal(size=(6, 4, 2))
+    mask = np.array([[1, 1, 0, 0]] * 6)
+    held = compare(a, a + 1e-3 * mask[:, :, None], inputs={"attention_mask": mask}).result()
+    bare = compare(a[:, :2], a[:, :2] + 1e-3).result()
+    assert held.cosine == pytest.approx(bare.cosine, rel=1e-9)
+    assert held.sqnr_db == pytest.approx(bare.sqnr_db, rel=1e-9)
+
+
+def test_whether_axis_0_counts_samples_is_decided_once():
+    state = np.random.default_rng(6).normal(size=(4, 5))
+    late, early = Fidelity("state"), Fidelity("state", rowwise=False)
+    for size in (8, 4):
+        late.update(state, state, Batch({}, size))
+    assert late.rows == 2
+    for size in (4, 2):
+        early.update(state, state, Batch({}, size))
+    assert early.rows == 2 and "no sample axis" in early.result().note
+    first = Fidelity("scores")
+    for size in (4, 2):
+        first.update(state, state, Batch({}, size, np.arange(size)))
+    assert first.rows == 8 and "no sample axis" not in first.result().note

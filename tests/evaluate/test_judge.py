@@ -214,3 +214,61 @@ def test_outputs_are_read_side_by_side():
 
     judge(spying("a"), spying("b"), toy(10), signature=SIGNATURE, limits=Limits(), exact=False)
     assert order == ["a", "b"] * 3
+
+
+def test_outputs_without_an_element_are_no_proof():
+    empty = np.zeros((10, 0, 4), np.float32)
+    result = verdict({"boxes": empty}, {"boxes": empty})
+    assert result.problems == ("no output has an element that can be compared, so nothing was compared",)
+    assert not result.held
+    assert found(result, "cosine").note == "not checked: nothing in boxes could be compared"
+    assert verdict({"boxes": empty, "a": SCORES}, {"boxes": empty, "a": SCORES}).held
+    ids = np.zeros((10, 0), np.int64)
+    result = verdict({"ids": ids}, {"ids": ids}, exact=True)
+    assert not result.held
+    assert found(result, "agreement").note == "not checked: nothing in ids could be compared"
+    assert found(result, "max_error").note == "not checked: no float output"
+
+
+def test_no_element_of_integer_outputs_may_change_in_an_exact_chain():
+    ids = np.arange(100)
+    changed = ids.copy()
+    changed[3] = 0
+    result = verdict({"ids": ids}, {"ids": changed}, exact=True)
+    assert (found(result, "agreement").limit, found(result, "agreement").held) == (">= 1", False)
+    assert verdict({"ids": ids}, {"ids": changed}).held
+
+
+def test_the_signature_says_whether_axis_0_counts_samples():
+    state = RNG.normal(size=(4, 5))
+    specs = (TensorSpec("state", "float64", (4, 5)), TensorSpec("y", "float32", ("batch", 6)))
+    result = judge(
+        [{"state": state, "y": SCORES[:4]}] * 2,
+        [{"state": state, "y": SCORES[:4]}] * 2,
+        toy(8),
+        signature=Signature(SIGNATURE.inputs, specs),
+        limits=Limits(),
+        exact=False,
+    )
+    assert [(output.name, output.rows) for output in result.outputs] == [("state", 2), ("y", 8)]
+
+
+def test_batches_that_somebody_reads_anyway_are_made_once():
+    class Once(ToyData):
+        def batches(self):
+            raise AssertionError("read again")
+
+    batches = list(toy(10).batches())
+    data = Once({"x": np.zeros((10, 2), np.float32)})
+    assert verdict({"y": SCORES}, {"y": SCORES}, data, batches=batches).held
+
+
+def test_a_metric_that_ends_the_process_is_an_error_of_the_metric():
+    class Leaves:
+        unit, better, needs_labels = "", "higher", False
+
+        def per_sample(self, inputs, outputs, labels):
+            raise SystemExit(0)
+
+    with pytest.raises(GivenError, match="The metric Leaves failed: SystemExit: 0"):
+        verdict({"y": SCORES}, {"y": SCORES}, metric=Leaves())

@@ -64,7 +64,7 @@ def test_later_limits_win_key_by_key():
 
 def test_defaults():
     assert Limits().resolved(exact=True) == Limits(max_error=1e-3, speedup="not-slower")
-    assert Limits().resolved(exact=True, discrete=True).agreement == 0.98
+    assert Limits().resolved(exact=True, discrete=True).agreement == 1.0
     assert Limits().resolved(exact=False) == Limits(cosine=0.99, agreement=0.98, speedup="not-slower")
     stated = Limits.parse(["cosine=0.5", "speedup=1.5", "max_error=2"]).resolved(exact=False)
     assert (stated.cosine, stated.agreement, stated.speedup, stated.max_error) == (0.5, 0.98, 1.5, 2.0)

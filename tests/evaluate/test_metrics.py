@@ -228,3 +228,9 @@ def test_a_metric_from_a_file(tmp_path):
         load("NoMetric")
     with pytest.raises(GivenError, match="has no function 'Nothing'"):
         load("Nothing")
+
+
+def test_a_metric_whose_class_ends_the_process(tmp_path):
+    (tmp_path / "mine.py").write_text("class Leaves:\n    def __init__(self):\n        raise SystemExit(0)\n")
+    with pytest.raises(GivenError, match=r"The metric 'mine.py:Leaves' cannot be made: SystemExit: 0"):
+        load_metric("mine.py:Leaves", allow_code=True, base=tmp_path)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 from optkit.data.spec import DataSource
 from optkit.errors import OutputError
 from optkit.model import bundle
-from optkit.model.bundle import check_output, copy_file, staged, write_error
+from optkit.model.bundle import check_output, copy_file, data_name, staged, write_error
+from optkit.model.digest import sha256_files
 from optkit.model.model import Model
+from optkit.model.onnx_file import external_files, move_external, save_onnx
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.compare import compare
 from optkit.pipeline.infer import infer
@@ -43,6 +46,30 @@ def fill(folder: Path, text: str) -> None:
     folder.mkdir(exist_ok=True)
     for name in ("model.onnx", "manifest.json"):
         (folder / name).write_text(text)
+
+
+def write_bundle(folder: Path) -> None:
+    """A bundle by its files."""
+    fill(folder, "old")
+    (folder / "manifest.json").write_text('{"schema_version": 1, "recipe_name": "r"}')
+
+
+def model_bytes(*, external: bool, value: float, name: str = "out.onnx") -> dict[str, bytes]:
+    """The files of a model alone, as they are published."""
+    place = Path(tempfile.mkdtemp())
+    proto = onnx_model("g (float[4] x) => (float[300] y) { y = MatMul(x, w) }", {"w": np.full((4, 300), value, "f")})
+    save_onnx(proto, place / name, external=external)
+    if external:
+        data = data_name(name, sha256_files([place / f"{name}.data"]))
+        (place / f"{name}.data").rename(place / data)
+        move_external(place / name, {f"{name}.data": data})
+    return {file.name: file.read_bytes() for file in place.iterdir()}
+
+
+def put(out: Path, files: dict[str, bytes], *, force: bool = True) -> None:
+    with staged(out, force=force) as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
 
 
 def read(folder: Path) -> set[str]:
@@ -164,13 +191,46 @@ def test_a_fallback_that_fails_halfway_puts_the_old_bundle_back(
     assert names(tmp_path) == ["out"]
 
 
-def test_a_link_to_a_bundle_is_replaced_and_what_it_led_to_stays(tmp_path: Path) -> None:
-    fill(tmp_path / "real", "old")
-    (tmp_path / "out").symlink_to(tmp_path / "real")
+@pytest.mark.parametrize("swap", ["exchange", "fallback"])
+def test_a_link_stays_and_the_bundle_it_leads_to_is_replaced(
+    tmp_path: Path, swap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if swap == "fallback":
+        monkeypatch.setattr(bundle, "_exchange", no_exchange)
+    fill(tmp_path / "v1", "old")
+    (tmp_path / "out").symlink_to("v1")
     with staged(tmp_path / "out", force=True) as folder:
         fill(folder, "new")
-    assert (read(tmp_path / "out"), read(tmp_path / "real")) == ({"new"}, {"old"})
-    assert names(tmp_path) == ["out", "real"]
+    assert (tmp_path / "out").readlink() == Path("v1")
+    assert not (tmp_path / "v1").is_symlink()
+    assert read(tmp_path / "v1") == {"new"}
+    assert names(tmp_path) == ["out", "v1"]
+
+
+def test_a_link_to_a_model_stays_and_the_model_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "blob").write_text("old")
+    (tmp_path / "out.onnx").symlink_to("models/blob")
+    put(tmp_path / "out.onnx", {"out.onnx": b"new"})
+    assert (tmp_path / "out.onnx").readlink() == Path("models/blob")
+    assert (tmp_path / "models" / "blob").read_text() == "new"
+    assert (names(tmp_path), names(tmp_path / "models")) == (["models", "out.onnx"], ["blob"])
+
+
+@pytest.mark.parametrize("name", ["out", "out.onnx"])
+@pytest.mark.parametrize("force", [True, False])
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path, name: str, force: bool) -> None:
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(OutputError, match="is a link that leads nowhere"):
+        check_output(tmp_path / name, force=force)
+
+
+def test_a_link_to_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("mine")
+    (tmp_path / "out").symlink_to("photos")
+    with pytest.raises(OutputError, match="is not a bundle"):
+        check_output(tmp_path / "out", force=True)
 
 
 @pytest.mark.parametrize("name", ["out", "out.onnx"])
@@ -183,37 +243,62 @@ def test_what_appears_meanwhile_is_not_replaced_without_force(tmp_path: Path, na
     assert names(tmp_path) == [name]
 
 
-def test_somebody_elses_data_file_is_not_replaced_without_force(tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [True, False])
+def test_somebody_elses_data_file_is_never_replaced(tmp_path: Path, force: bool) -> None:
+    files = model_bytes(external=True, value=1.0)
+    data = next(name for name in files if name != "out.onnx")
+    (tmp_path / data).write_text("mine")
+    with pytest.raises(OutputError, match=f"{data} exists"):
+        put(tmp_path / "out.onnx", files, force=force)
+    assert names(tmp_path) == [data]
+    assert (tmp_path / data).read_text() == "mine"
+    (tmp_path / data).write_bytes(files[data])  # what a run that was killed left: the same
+    put(tmp_path / "out.onnx", files, force=force)
+    assert Model.open(tmp_path / "out.onnx").signature.complete
+
+
+def test_a_whole_model_is_there_at_every_moment_and_its_old_data_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "out.onnx", []
+    put(out, model_bytes(external=True, value=1.0), force=False)
+    (tmp_path / "out.12345678.data").write_text("mine")
+    before = Model.open(out).digest
+
+    def watched(function):  # type: ignore[no-untyped-def]
+        def call(*args: object, **kwargs: object) -> object:
+            seen.append(Model.open(out).digest)
+            result = function(*args, **kwargs)
+            seen.append(Model.open(out).digest)
+            return result
+
+        return call
+
+    new = model_bytes(external=True, value=2.0)
+    with monkeypatch.context() as patch:
+        for name in ("replace", "rename", "unlink"):
+            patch.setattr(Path, name, watched(getattr(Path, name)))
+        put(out, new)
+    after = Model.open(out).digest
+    assert before != after
+    assert set(seen) == {before, after}
+    assert seen == sorted(seen, key=lambda digest: digest == after)
+    assert names(tmp_path) == sorted([*new, "out.12345678.data"])
+    put(out, model_bytes(external=False, value=3.0))
+    assert names(tmp_path) == ["out.12345678.data", "out.onnx"]
+
+
+def test_data_beside_the_model_that_it_does_not_know_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out.onnx.data").write_text("mine")
-    with (
-        pytest.raises(OutputError, match=r"out\.onnx\.data exists"),
-        staged(tmp_path / "out.onnx", force=False) as folder,
-    ):
-        for name in ("out.onnx", "out.onnx.data"):
-            (folder / name).write_text("new")
-    assert names(tmp_path) == ["out.onnx.data"]
-    assert (tmp_path / "out.onnx.data").read_text() == "mine"
-    with staged(tmp_path / "out.onnx", force=True) as folder:
-        for name in ("out.onnx", "out.onnx.data"):
-            (folder / name).write_text("new")
-    assert {(tmp_path / name).read_text() for name in ("out.onnx", "out.onnx.data")} == {"new"}
-
-
-def test_a_model_never_stands_beside_another_ones_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, replace, states = tmp_path / "out.onnx", Path.replace, []
-    for name in ("out.onnx", "out.onnx.data"):
-        (tmp_path / name).write_text("old")
-
-    def watched(self: Path, target: Path) -> Path:
-        result = replace(self, target)
-        states.append({file.read_text() for file in tmp_path.glob("out.onnx*") if out.exists()})
-        return result
-
-    monkeypatch.setattr(Path, "replace", watched)
-    with staged(out, force=True) as folder:
-        (folder / "out.onnx").write_text("new")
-        (folder / "out.onnx.data").write_text("new")
-    assert states == [set(), {"new"}]
+    for force in (False, True):
+        with pytest.raises(OutputError, match=r"lies out\.onnx\.data, which is no part of it"):
+            check_output(tmp_path / "out.onnx", force=force)
+    for name, content in model_bytes(external=True, value=1.0).items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(OutputError, match=r"lies out\.onnx\.data"):
+        check_output(tmp_path / "out.onnx", force=True)
+    (tmp_path / "out.onnx.data").unlink()
+    check_output(tmp_path / "out.onnx", force=True)
 
 
 # Before the work
@@ -229,18 +314,41 @@ def test_an_output_that_exists_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_force_replaces_only_what_optkit_may_have_written(tmp_path: Path) -> None:
-    fill(tmp_path / "bundle", "x")
+    write_bundle(tmp_path / "bundle")
     (tmp_path / "empty").mkdir()
     (tmp_path / "m.onnx").write_text("x")
     for name in ("bundle", "empty", "m.onnx", "nothing"):
         check_output(tmp_path / name, force=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "manifest.json").write_text("{}")
+    fill(tmp_path / "web", '{"name": "a web page", "icons": []}')
+    fill(tmp_path / "odd", "no JSON")
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder.onnx").mkdir()
-    for name, kind in (("photos", "a bundle"), ("file", "a bundle"), ("folder.onnx", "a file")):
+    for name, kind in (
+        ("photos", "a bundle"),
+        ("web", "a bundle"),
+        ("odd", "a bundle"),
+        ("file", "a bundle"),
+        ("folder.onnx", "a file"),
+    ):
         with pytest.raises(OutputError, match=f"exists and is not {kind}"):
             check_output(tmp_path / name, force=True)
+
+
+def test_a_bundle_with_files_of_others_is_refused_and_they_are_named(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_bundle(out)
+    for name, content in model_bytes(external=True, value=1.0, name="model.onnx").items():
+        (out / name).write_bytes(content)
+    (out / "preprocess" / "input_ids").mkdir(parents=True)
+    for name in ("recipe.yaml", "report.md", "preprocess.json", "preprocess/input_ids/tokenizer.json"):
+        (out / name).write_text("x")
+    check_output(out, force=True)
+    for name in ("notes.txt", "preprocess/mine.md"):
+        (out / name).write_text("mine")
+    with pytest.raises(OutputError, match=r"no part of a bundle.*: notes\.txt, preprocess/mine\.md\."):
+        check_output(out, force=True)
 
 
 def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
@@ -259,12 +367,12 @@ def test_a_bundle_that_was_set_aside_by_a_killed_run_is_put_back(tmp_path: Path,
 
 
 def test_what_killed_runs_left_is_removed_and_what_others_work_on_is_not(tmp_path: Path, dead: int) -> None:
-    fill(tmp_path / "out", "new")
+    write_bundle(tmp_path / "out")
     for name in (f".out.old-{dead}", f".out.staging-{dead}", f".out.staging-{os.getppid()}", ".out.old-notes"):
         fill(tmp_path / name, "old")
     check_output(tmp_path / "out", force=True)
     assert names(tmp_path) == [".out.old-notes", f".out.staging-{os.getppid()}", "out"]
-    assert read(tmp_path / "out") == {"new"}
+    assert (tmp_path / "out" / "model.onnx").read_text() == "old"
 
 
 def test_a_bundle_that_a_living_run_is_exchanging_is_left_to_it(tmp_path: Path) -> None:
@@ -311,30 +419,44 @@ def test_a_bundle_has_its_parts_and_gives_the_results_of_the_cache(tmp_path: Pat
     np.testing.assert_array_equal(run_onnx(opened, toy.arrays())["y"], run_onnx(cached, toy.arrays())["y"])
 
 
-def test_external_data_travel_under_their_own_name(external: Path, tmp_path: Path) -> None:
-    optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
-    assert (tmp_path / "out" / "weights" / "m.bin").is_file()
+def test_one_data_file_becomes_model_onnx_data(external: Path, tmp_path: Path) -> None:
+    manifest = optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
+    assert names(tmp_path / "out") == ["manifest.json", "model.onnx", "model.onnx.data", "recipe.yaml", "report.md"]
+    assert external_files(tmp_path / "out" / "model.onnx") == [tmp_path / "out" / "model.onnx.data"]
+    assert Model.open(tmp_path / "out").digest == manifest.result.digest
+    assert f'"digest": "{manifest.result.digest}"' in (tmp_path / "out" / "manifest.json").read_text()
     shutil.rmtree(external.parent)
     shutil.move(tmp_path / "out", tmp_path / "elsewhere")
     y = run_onnx(Model.open(tmp_path / "elsewhere").path, toy.arrays())["y"]
     np.testing.assert_allclose(y, toy.arrays()["x"] @ toy.WEIGHTS["w"], atol=1e-5)
 
 
-def test_external_data_behind_a_link_keep_the_name_the_model_knows(external: Path, tmp_path: Path) -> None:
+def test_several_data_files_keep_their_names(tmp_path: Path) -> None:
+    text = "g (float[batch,4] x) => (float[batch,3] y, float[batch,3] z) { y = MatMul(x, a) z = MatMul(x, b) }"
+    (tmp_path / "given").mkdir()
+    proto = onnx_model(text, {"a": normal(4, 3), "b": normal(4, 3, seed=1)})
+    path = tmp_path / "given" / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+    optimize(path, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
+    assert {"a", "b"} <= set(names(tmp_path / "out"))
+    check_output(tmp_path / "out", force=True)
+    assert Model.open(tmp_path / "out").digest == Model.open(path).digest
+
+
+def test_external_data_behind_a_link_are_copied(external: Path, tmp_path: Path) -> None:
     data = external.parent / "weights" / "m.bin"
     data.rename(external.parent / "blob")
     data.symlink_to(external.parent / "blob")
     optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
-    copied = tmp_path / "out" / "weights" / "m.bin"
-    assert copied.is_file()
+    copied = tmp_path / "out" / "model.onnx.data"
+    assert copied.read_bytes() == data.read_bytes()
     assert not copied.is_symlink()
-    assert Model.open(tmp_path / "out").digest == Model.open(external).digest
 
 
 def test_a_relative_path_does_as_well(external: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(external.parent)
     optimize("m.onnx", toy.Session(entries={"a": "1"}), "out", bench=False)
-    assert names(external.parent / "out" / "weights") == ["m.bin"]
+    assert Model.open("out").digest == Model.open(external.parent / "out").digest
 
 
 @pytest.mark.parametrize("above", [16, 10**6])
@@ -346,8 +468,11 @@ def test_the_model_alone_comes_with_its_data(tmp_path: Path, monkeypatch: pytest
     given = tmp_path / "given" / "m.onnx"
     onnx.save(onnx_model(text, {"w": wide}), given, save_as_external_data=True, location="m.bin", size_threshold=0)
     out = tmp_path / "new" / "out.onnx"
-    optimize(given, toy.Session(entries={"a": "1"}), out, bench=False)
-    assert names(out.parent) == (["out.onnx", "out.onnx.data"] if above == 16 else ["out.onnx"])
+    manifest = optimize(given, toy.Session(entries={"a": "1"}), out, bench=False)
+    files = external_files(out)
+    assert [file.name for file in files] == ([data_name("out.onnx", sha256_files(files))] if above == 16 else [])
+    assert names(out.parent) == sorted(["out.onnx", *(file.name for file in files)])
+    assert Model.open(out).digest == manifest.result.digest
     shutil.rmtree(given.parent)
     np.testing.assert_allclose(run_onnx(out, toy.arrays())["y"], toy.arrays()["x"] @ wide, atol=1e-5)
 

@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from optkit.model.digest import digest_model, model_files, sha256_files
+from optkit.model.imports import reachable_files
 from optkit.model.model import Model
 from optkit.model.onnx_file import save_onnx
 
@@ -88,6 +89,59 @@ def test_factory_module_counts_by_content_and_is_not_imported(tmp_path: Path, mo
     (package / "build.py").write_text("def fn(): return 2\n")
     assert digest_model(weights(tmp_path, "own_package_h.build:fn")) != first
     assert len(digest_model(weights(tmp_path, "no_such_package.build:fn"))) == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "files"),
+    [
+        ("import arch", ["arch.py"]),
+        ("def fn():\n    from arch import Net", ["arch.py"]),
+        ("import pkg.net", ["pkg/__init__.py", "pkg/net.py", "pkg/parts/conv.py"]),
+        ("from pkg import net", ["pkg/__init__.py", "pkg/net.py", "pkg/parts/conv.py"]),
+        ("from pkg.net import *", ["pkg/__init__.py", "pkg/net.py", "pkg/parts/conv.py"]),
+        ("import importlib\nimportlib.import_module('arch')", ["arch.py"]),
+        ("import importlib\nimportlib.import_module(input())", ["arch.py", "other.py", "pkg/net.py"]),
+        ("this is no Python", ["arch.py", "other.py", "pkg/net.py"]),
+    ],
+)
+def test_what_a_factory_imports_counts_too(tmp_path: Path, text: str, files: list[str]) -> None:
+    code = tmp_path / "code"
+    (code / "pkg" / "parts").mkdir(parents=True)
+    (code / "pkg" / "net.py").write_text("from .parts import conv\nfrom . import *\n")
+    for name in ("arch.py", "other.py", "pkg/__init__.py", "pkg/parts/conv.py"):
+        (code / name).write_text("import math, numpy\n")
+    (code / "f.py").write_text(text)
+    model = weights(tmp_path, f"{code / 'f.py'}:fn")
+    digests = {digest_model(model)}
+    for name in files:
+        with (code / name).open("a") as file:
+            file.write("x = 1\n")
+        digests.add(digest_model(weights(tmp_path, f"{code / 'f.py'}:fn")))
+    assert len(digests) == 1 + len(files)
+    if "arch.py" not in files or "other.py" not in files:
+        (code / "other.py").write_text("not imported")
+        assert digest_model(weights(tmp_path, f"{code / 'f.py'}:fn")) in digests
+
+
+def test_modules_of_the_current_folder_count_and_libraries_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_j").mkdir()
+    (tmp_path / "own_j" / "build.py").write_text("import json, numpy\nfrom own_j.arch import Net\n")
+    (tmp_path / "own_j" / "arch.py").write_text("Net = 1\n")
+    monkeypatch.chdir(tmp_path)
+    first = digest_model(weights(tmp_path, "own_j.build:fn"))
+    (tmp_path / "own_j" / "arch.py").write_text("Net = 2\n")
+    assert digest_model(weights(tmp_path, "own_j.build:fn")) != first
+    found = reachable_files(tmp_path / "own_j" / "build.py", tmp_path)
+    assert sorted(found) == ["own_j/arch.py", "own_j/build.py"]
+
+
+def test_a_folder_is_taken_whole_without_its_environments(tmp_path: Path) -> None:
+    for name in ("f.py", "a/b.py", "env/pyvenv.cfg", "env/lib/x.py", ".hidden/y.py", "a/site-packages/z.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("(")
+    assert sorted(reachable_files(tmp_path / "f.py", tmp_path)) == ["a/b.py", "f.py"]
 
 
 def test_huggingface_folder(tmp_path: Path) -> None:

@@ -179,6 +179,34 @@ def test_exclude_takes_names_and_patterns_and_tells_idle_ones():
     assert ops_of(outcome.model)["Gemm"] == 1
 
 
+def test_everything_excluded_is_told_as_that():
+    outcome = run_pass(QuantizeDynamic(exclude=(".*",)), onnx_model(MLP, WEIGHTS))
+    assert (outcome.changed, len(outcome.skipped)) == (0, 2)
+    assert outcome.notes == [
+        "nothing to quantize: 2 nodes are excluded, "
+        "and there is no MatMul or Gemm with constant float32 weights besides"
+    ]
+
+
+def test_operators_of_other_domains_are_left_alone():
+    text = "g (float[n,32] x) => (float[n,64] y) { [own] m = MatMul(x, w) [other] y = com.acme.Gemm(m, v) }"
+    model = onnx_model(text, {"w": normal(32, 64), "v": normal(64, 64)})
+    model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
+    outcome = run_pass(QuantizeDynamic(), model)
+    assert [name for name, _ in outcome.changes] == ["own"]
+    assert [node.domain for node in onnx.load(outcome.model.path).graph.node if node.op_type == "Gemm"] == ["com.acme"]
+
+
+@pytest.mark.parametrize("perm", ["perm = [0, 1]", "perm = [1, 0]"])
+def test_a_transpose_of_weights_is_done_as_it_says(perm):
+    text = f"g (float[n,24] x) => (float[n,24] y) {{ t = Transpose<{perm}>(w) y = MatMul(x, t) }}"
+    model = open_any(onnx_model(text, {"w": normal(24, 24)}))
+    outcome = run_pass(QuantizeDynamic(), model)
+    assert outcome.changed == 1
+    x = {"x": normal(8, 24, seed=5)}
+    assert relative_error(run_onnx(outcome.model, x)["y"], run_onnx(model, x)["y"]) < 0.02
+
+
 def test_seven_bits_on_request():
     outcome = run_pass(QuantizeDynamic(reduce_range=True), onnx_model(MLP, WEIGHTS))
     stored = [
@@ -220,5 +248,5 @@ def test_options_are_checked():
 
 def test_only_for_cpus():
     model = run_pass(QuantizeDynamic(), onnx_model(MLP, WEIGHTS)).model
-    assert QuantizeDynamic().applies(model, Target(provider="cuda")) == "dynamic int8 is made for CPUs, not for cuda"
-    assert QuantizeDynamic().applies(model, Target()) == ""
+    assert QuantizeDynamic().applies_to(Target(provider="cuda")) == "dynamic int8 is made for CPUs, not for cuda"
+    assert QuantizeDynamic().applies_to(Target()) == QuantizeDynamic().applies(model, Target()) == ""

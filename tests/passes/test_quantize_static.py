@@ -3,12 +3,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from pydantic import ValidationError
 
-from optkit.errors import PassError
+from optkit.errors import PassError, RecipeError
 from optkit.model.machine import machine
 from optkit.model.target import Target
 from optkit.passes._quant.ranges import BINS, MinMax, Percentile
 from optkit.passes.quantize_static import QuantizeStatic
+from optkit.recipe.load import load_recipe
 from tests.helpers import MemoryData, normal, onnx_model, open_any, ops_of, relative_error, run_onnx, run_pass
 
 CNN = """cnn (float[batch,3,16,16] x) => (float[batch,10] y) {
@@ -135,7 +137,33 @@ def test_nothing_to_quantize_says_what_is_there():
     model = onnx_model("g (float[n,4] x) => (float[n,4] y) { y = Exp(x) }")
     outcome = run_pass(QuantizeStatic(), model, data={"calibration": {"x": normal(40, 4)}})
     assert outcome.changed == 0
-    assert outcome.notes == ["nothing to quantize among MatMul, Gemm; the model has 1 Exp"]
+    assert outcome.notes == ["nothing to quantize: no quantizable MatMul, Gemm; the model has 1 Exp"]
+
+
+def test_everything_excluded_is_told_as_that():
+    model = onnx_model(ATTENTION, ATTENTION_WEIGHTS)
+    outcome = run_pass(QuantizeStatic(exclude=(".*",)), model, data={"calibration": {"x": normal(32, 8, 32)}})
+    assert outcome.changed == 0
+    assert outcome.notes == [
+        "nothing to quantize: 5 nodes are excluded, and there is no quantizable MatMul, Gemm besides"
+    ]
+
+
+def test_operators_are_those_onnxruntime_knows():
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    known = set(QDQRegistry) | set(QLinearOpsRegistry)
+    ours = set(QuantizeStatic.model_json_schema()["properties"]["ops"]["items"]["enum"])
+    assert known - ours == {"EmbedLayerNormalization"} and ours <= known
+    with pytest.raises(ValidationError, match="'Conv'"):
+        QuantizeStatic(ops=("Conf",))
+
+
+def test_a_mistyped_operator_is_corrected(tmp_path):
+    (tmp_path / "r.yaml").write_text("version: 1\nname: r\npasses:\n  - quantize-static: {ops: [Conv, Matmul]}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(tmp_path / "r.yaml"))
+    assert "Matmul" in caught.value.message and caught.value.fix == "did you mean 'MatMul'?"
 
 
 def test_activation_type_follows_the_target():
@@ -233,4 +261,4 @@ def test_a_choice_without_effect_gives_the_model_back():
     model = open_any(onnx_model("g (int64[n] x) => (int64[n] y) { y = Add(x, x) }"))
     outcome = run_pass(QuantizeStatic(ops=("Add",)), model, data={"calibration": {"x": np.arange(40)}})
     assert (outcome.changed, outcome.model) == (0, model)
-    assert outcome.notes == ["nothing to quantize among Add; the model has 1 Add"]
+    assert outcome.notes == ["nothing to quantize: no quantizable Add; the model has 1 Add"]

@@ -7,6 +7,10 @@ import onnx
 import pytest
 
 from optkit.passes import simplify
+from optkit.passes._base import Pass
+from optkit.passes.fuse_graph import FuseGraph
+from optkit.passes.quantize_dynamic import QuantizeDynamic
+from optkit.passes.quantize_static import QuantizeStatic
 from optkit.passes.simplify import Simplify
 from tests.helpers import fresh_dir, normal, onnx_model, open_any, ops_of, run_onnx, run_pass
 
@@ -46,6 +50,29 @@ def test_folds_and_drops_what_is_superfluous():
     before, after = run_onnx(model, X), run_onnx(outcome.model, X)
     for name in ("y", "z"):
         np.testing.assert_allclose(after[name], before[name], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("ir_version", "told"), [(3, False), (8, True)])
+def test_a_default_that_becomes_a_constant_is_told(ir_version: int, told: bool):
+    model = onnx_model("g (float[n,4] x) => (float[n,4] y) { i = Identity(x) y = Add(i, b) }", {"b": normal(4)})
+    model.graph.input.append(onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [4]))
+    model.ir_version = ir_version
+    outcome = run_pass(Simplify(), model)
+    assert [value.name for value in onnx.load(outcome.model.path).graph.input] == ["x"]
+    assert ("input 'b' has a default value and can no longer be overridden" in outcome.notes) == told
+    assert run_onnx(outcome.model, {"x": np.zeros((1, 4), np.float32)})["y"].tolist() == [normal(4).tolist()]
+
+
+@pytest.mark.parametrize("pass_", [QuantizeDynamic(), QuantizeStatic(), FuseGraph()], ids=lambda pass_: pass_.name())
+def test_every_pass_tells_of_defaults_that_become_constants(pass_: Pass):
+    text = "g (float[n,8] x) => (float[n,8] y) { m = MatMul(x, w) a = Add(m, b) e = Div(a, r) f = Erf(e)"
+    text += " o = Add(f, one) g = Mul(a, o) y = Mul(g, half) }"
+    numbers = {"r": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    model = onnx_model(text, {"w": normal(8, 8), "b": normal(8), **numbers})
+    model.graph.input.append(onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [8]))
+    outcome = run_pass(pass_, model, data={"calibration": {"x": normal(40, 8)}})
+    assert outcome.changed > 0
+    assert "input 'b' has a default value and can no longer be overridden" in outcome.notes
 
 
 def test_inputs_and_outputs_keep_names_dtypes_and_shapes():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +22,14 @@ import pytest
 from optkit.data.spec import DataSource
 from optkit.errors import OutputError, PassError, UsageError
 from optkit.evaluate.limits import Limits
+from optkit.model.machine import machine
 from optkit.model.manifest import Manifest, Ratio
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.pipeline import optimize as optimize_module
+from optkit.pipeline import stopwatch as stopwatch_module
 from optkit.pipeline.cache import Cache, key_of
-from optkit.pipeline.job import Job
+from optkit.pipeline.job import Job, outputs_key
 from optkit.pipeline.make import make, step_key
 from optkit.pipeline.optimize import optimize
 from optkit.pipeline.steps import Policy, run_steps
@@ -353,11 +357,11 @@ def test_reported_timings_are_never_reused(tmp_path: Path, cache: Cache, monkeyp
         fields = {"baseline_ms": 1.0, "candidate_ms": 1.0, "low": 0.9, "high": 9.0, "confidence": 0.95, "blocks": 9}
         return [Timed(Ratio(speedup=1.0 + len(asked), inputs="real", **fields), 50.0) for _ in candidates]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(optimize_module, "time_candidates", stopwatch)
+    monkeypatch.setattr(stopwatch_module, "time_candidates", stopwatch)
     monkeypatch.setattr("optkit.pipeline.steps.time_models", lambda job, *_: [stopwatch(job, [0], 0)[0].ratio] * 2)
     speedups = [manifest_of(model, counter, tmp_path, cache=cache, bench=True).timing for _ in range(2)]
     assert [timing and timing.result.speedup for timing in speedups] == [3.0, 4.0]
-    assert asked == [0, optimize_module.BENCH_BUDGET_S, optimize_module.BENCH_BUDGET_S]
+    assert asked == [0, stopwatch_module.BUDGET_S, stopwatch_module.BUDGET_S]
 
 
 # Several processes
@@ -413,3 +417,83 @@ def test_two_processes_may_put_one_key_without_a_lock(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     assert json.dumps(cache.get_facts("c0ffee")["a"]) == json.dumps(list(range(1000)))
     assert list((cache.root / "work").iterdir()) == []
+
+
+def test_outputs_depend_on_optkit_the_processor_and_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path)
+    data = job.splits["evaluation"]
+    keys = {outputs_key(job, job.original, data)}
+    keys.add(outputs_key(job, replace(job.original, session={"session.x": "1"}), data))
+    monkeypatch.setattr("optkit.pipeline.job.__version__", "0.0.0")
+    keys.add(outputs_key(job, job.original, data))
+    other = replace(machine(), features=("none",))
+    monkeypatch.setattr("optkit.model.machine.machine", lambda: other)
+    keys.add(outputs_key(job, job.original, data))
+    assert len(keys) == 4
+
+
+def test_a_cached_verdict_names_the_data_of_this_run(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    first = optimize_module.final_verdict(job, job.original, frozenset())
+    moved = replace(job.splits["evaluation"], source="moved.npz")  # type: ignore[type-var]
+    monkeyed = replace(job, splits={**job.splits, "evaluation": moved})
+    second = optimize_module.final_verdict(monkeyed, job.original, frozenset())
+    assert first.measured_on.source == "memory"
+    assert second.measured_on == first.measured_on.model_copy(update={"source": "moved.npz"})
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_an_empty_key_removes_nothing(cache: Cache, key: str) -> None:
+    put(cache, "aa11")
+    with pytest.raises(UsageError, match="An empty key would remove everything"):
+        cache.remove(["aa", key])
+    assert [entry.key for entry in cache.entries()] == ["aa11"]
+
+
+def test_an_entry_that_cannot_be_read_just_now_stays(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = put(cache, "aa11")
+
+    def too_many(files: list[Path]) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("optkit.pipeline.cache.sha256_files", too_many)
+        assert cache.get("aa11") is None
+    assert cache.get("aa11") == folder
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_an_entry_is_got_where_its_use_cannot_be_noted(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = put(cache, "aa11")
+
+    def refuse(path: Path) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr("optkit.pipeline.cache.os.utime", refuse)
+    assert cache.get("aa11") == folder
+
+
+def test_who_waits_for_another_process_says_so(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("optkit.pipeline.cache.WAIT_S", 0.05)
+    with cache.lock("free"):
+        assert capsys.readouterr().err == ""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with cache.lock("taken"):
+            held.set()
+            done.wait(0.4)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with cache.lock("taken"):
+        assert capsys.readouterr().err == "another optkit works on this; waiting\n"
+    done.set()
+    thread.join()

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import optkit
-from optkit.errors import DataError, ModelError
+from optkit.errors import DataError, ModelError, ProviderError
+from optkit.passes import _registry
+from optkit.passes._base import Pass
 from optkit.passes.quantize_dynamic import QuantizeDynamic
 from optkit.pipeline import compare as compare_module
+from optkit.pipeline import stopwatch as stopwatch_module
+from optkit.pipeline.infer import infer
+from optkit.pipeline.origin import default_exporter
 from tests.pipeline import toy
 from tests.pipeline.toy import arrays
 
@@ -107,7 +114,7 @@ def test_data_count_from_the_option_then_the_bundles_recipe_then_the_file_beside
         return optkit.compare(model, tmp_path / "out", **options).measured_on.samples  # type: ignore[arg-type]
 
     assert samples(data={"evaluation": tmp_path / "given.npz"}) == 3
-    assert samples() == 20
+    assert samples() == 14
     (tmp_path / "recipe.npz").unlink()
     assert samples() == 7
 
@@ -140,7 +147,7 @@ def test_nothing_is_timed_unless_a_limit_asks(model: Path, tmp_path: Path, monke
         asked.append(budget_s)
         raise DataError("asked")
 
-    monkeypatch.setattr(compare_module, "time_candidates", stopwatch)
+    monkeypatch.setattr(stopwatch_module, "time_candidates", stopwatch)
     verdict = optkit.compare(model, model)
     (speedup,) = [limit for limit in verdict.limits if limit.name == "speedup"]
     assert (speedup.held, asked) == (None, [])
@@ -166,3 +173,179 @@ def test_different_names_dtypes_and_counts_are_problems_before_any_tolerance(mod
     )
     with pytest.raises(DataError, match="x"):
         optkit.compare(model, SAMPLES / "digits_mlp.onnx")
+
+
+def tamper(bundle: Path, *keys: str, value: Any) -> None:
+    """Write another value into the bundle's manifest."""
+    file = bundle / "manifest.json"
+    stated = place = json.loads(file.read_text())
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    file.write_text(json.dumps(stated))
+
+
+def notes_of(verdict: optkit.Verdict) -> dict[str, str]:
+    return {limit.name: limit.note.rpartition("; ")[2] for limit in verdict.limits}
+
+
+def test_a_manifest_of_another_model_does_not_count(model: Path, tmp_path: Path) -> None:
+    recipe = optkit.Recipe(passes=[toy.Drop()], limits={"cosine": 0.5})
+    optkit.optimize(model, recipe, tmp_path / "out", bench=False)
+    toy.write_model(tmp_path / "out" / "model.onnx", factor=1.5)
+    with pytest.raises(ModelError, match="of another model than") as caught:
+        optkit.compare(model, tmp_path / "out")
+    assert (caught.value.exit_code, caught.value.file) == (3, str(tmp_path / "out" / "manifest.json"))
+    with pytest.raises(ModelError, match="of another model"):
+        infer(tmp_path / "out")
+    plain = optkit.compare(model, tmp_path / "out" / "model.onnx")
+    assert (limits_of(plain)["cosine"], plain.dropped_outputs, plain.held) == (">= 0.99", (), True)
+    tamper(tmp_path / "out", "recipe", value="nonsense")
+    assert optkit.compare(model, tmp_path / "out" / "model.onnx").held
+    (tmp_path / "out" / "manifest.json").write_text("[" * 9)
+    assert optkit.compare(model, tmp_path / "out" / "model.onnx").held
+
+
+def test_a_bundle_with_external_data_is_its_manifests_model(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    onnx.save(proto, tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
+    recipe = optkit.Recipe(passes=[toy.Session(entries={})], limits={"cosine": 0.9})
+    optkit.optimize(tmp_path / "e.onnx", recipe, tmp_path / "out", bench=False)
+    assert limits_of(optkit.compare(model, tmp_path / "out"))["cosine"] == ">= 0.9"
+    (data,) = (tmp_path / "out").glob("*.data")
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(ModelError, match="of another model"):
+        optkit.compare(model, tmp_path / "out")
+
+
+def test_a_model_made_of_weights_with_a_factory_is_its_manifests_model(tmp_path: Path) -> None:
+    original = toy.torch_model(tmp_path)
+    manifest = optkit.optimize(original, toy.ToyExport(), tmp_path / "out", limits=["cosine=0.9"], bench=False)
+    assert optkit.Model.open(tmp_path / "out").digest == manifest.result.digest
+    assert limits_of(optkit.compare(original, tmp_path / "out"))["cosine"] == ">= 0.9"
+
+
+def test_each_limit_says_where_it_came_from(model: Path, tmp_path: Path) -> None:
+    recipe = optkit.Recipe(passes=[toy.ScaleBy()], limits={"cosine": 0.9, "max_error": 0.5})
+    optkit.optimize(model, recipe, tmp_path / "out", bench=False)
+    told = notes_of(optkit.compare(model, tmp_path / "out", limits=["max_error=0.4", "labelled.agreement=0.9"]))
+    assert told == {
+        "cosine": "limit of the manifest",
+        "max_error": "limit asked for",
+        "labelled.agreement": "limit asked for",
+        "speedup": "limit by default",
+    }
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the stopwatch is given: (job, candidates); it then raises."""
+    seen: list[Any] = []
+
+    def stopwatch(job: Any, candidates: Any, budget_s: float) -> Any:
+        seen.append((job, candidates))
+        raise DataError("asked")
+
+    monkeypatch.setattr(stopwatch_module, "time_candidates", stopwatch)
+    return seen
+
+
+def test_speed_and_size_count_from_the_bundles_own_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> type[Pass]:
+        return {"toy-export": toy.ToyExport, "scale-by": toy.ScaleBy}[name]
+
+    monkeypatch.setattr(_registry, "find", find)
+    np.savez(tmp_path / "e.npz", **arrays(50, 6))
+    original, calls = toy.torch_model(tmp_path), tmp_path / "calls"
+    passes = [toy.ToyExport(calls=str(calls)), toy.ScaleBy()]
+    data = {"evaluation": tmp_path / "e.npz"}
+    manifest = optkit.optimize(original, passes, tmp_path / "out", data=data, bench=False)
+    seen = spy(monkeypatch)
+    with pytest.raises(DataError, match="asked"):
+        optkit.compare(original, tmp_path / "out", limits=["speedup=1.1"])
+    (baseline, _), (result, _) = seen[0][1]
+    assert (baseline.form, baseline.digest) == ("onnx", manifest.baseline.digest)
+    assert result.digest == manifest.result.digest
+    (size,) = [
+        limit
+        for limit in optkit.compare(original, tmp_path / "out", limits=["size_ratio=1.5"]).limits
+        if limit.name == "size_ratio"
+    ]
+    assert size.measured == pytest.approx(manifest.result.size_bytes / manifest.baseline.size_bytes)
+    assert calls.read_text() == "."
+
+
+def test_without_an_export_speed_and_size_are_not_checked(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_module, "default_exporter", lambda: toy.ToyExport(lazy=True))
+    limits = ["speedup=1.1", "size_ratio=0.5", "size_mb=1"]
+    verdict = optkit.compare(toy.torch_model(tmp_path), model, limits=limits)
+    held = {limit.name: limit.held for limit in verdict.limits if limit.kind == "budget"}
+    assert held == {"speedup": None, "size_ratio": None, "size_mb": True}
+    why = "not checked: the original could not be exported: the export had no effect; limit asked for"
+    assert [limit.note for limit in verdict.limits if limit.held is None] == [why, why]
+
+
+def test_the_default_export_is_optkits_own() -> None:
+    assert default_exporter().forms == {"torch": "onnx"}
+
+
+def test_the_bundles_target_counts_unless_an_option_says_otherwise(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = {"threads": 3, "shapes": {"batch": 5}}
+    optkit.optimize(model, optkit.Recipe(passes=[toy.ScaleBy()], target=target), tmp_path / "out", bench=False)
+    seen = spy(monkeypatch)
+    for options in ({}, {"threads": 1}):
+        with pytest.raises(DataError, match="asked"):
+            optkit.compare(model, tmp_path / "out", limits=["speedup=1.1"], **options)  # type: ignore[arg-type]
+    used = [job.target for job, _ in seen]
+    assert [(each.provider, each.threads, each.shapes) for each in used] == [
+        ("cpu", 3, {"batch": 5}),
+        ("cpu", 1, {"batch": 5}),
+    ]
+    tamper(tmp_path / "out", "recipe", "target", "provider", value="directml")
+    with pytest.raises(ProviderError, match="'directml' is not there"):
+        optkit.compare(model, tmp_path / "out")
+    assert optkit.compare(model, tmp_path / "out", provider="cpu").held
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("recipe", "limits"), {"cosine": "high"}, "limits.cosine"),
+        (("recipe", "limits"), {"cosin": 0.9}, "limits.cosin"),
+        (("recipe", "limits"), 3, "limits"),
+        (("recipe", "target", "threads"), -1, "target.threads"),
+        (("recipe", "outputs"), {"y": {"pool": 7}}, "outputs.y"),
+        (("recipe", "data"), {"evaluation": {"sauce": "x"}}, "data.evaluation"),
+        (("recipe", "of_version_0"), 1, "of_version_0"),
+        (("options",), {"seed": -1}, "greater than or equal to 0"),
+        (("steps", 0, "status"), "fine", "steps.0.status"),
+    ],
+)
+def test_a_tampered_manifest_is_one_sentence(
+    model: Path, tmp_path: Path, keys: tuple[str, ...], value: Any, words: str
+) -> None:
+    optkit.optimize(model, toy.ScaleBy(), tmp_path / "out", bench=False)
+    tamper(tmp_path / "out", *keys, value=value)
+    with pytest.raises(ModelError, match="manifest") as caught:
+        optkit.compare(model, tmp_path / "out")
+    assert words in caught.value.message
+    assert caught.value.file == str(tmp_path / "out" / "manifest.json")
+    with pytest.raises(ModelError, match="manifest"):
+        infer(tmp_path / "out")
+
+
+def test_the_part_that_was_searched_on_is_left_out_again(model: Path, tmp_path: Path) -> None:
+    for name in "es":
+        np.savez(tmp_path / f"{name}.npz", **arrays(50, ord(name)))
+    data = {"evaluation": tmp_path / "e.npz"}
+    manifest = optkit.optimize(model, toy.ScaleBy(), tmp_path / "out", data=data, seed=3, bench=False)
+    again = optkit.compare(model, tmp_path / "out")
+    assert again.measured_on.samples == manifest.verdict.measured_on.samples == 35
+    assert again.outputs == manifest.verdict.outputs
+    assert optkit.compare(model, tmp_path / "out", data=data).measured_on.samples == 50
+    data["search"] = tmp_path / "s.npz"
+    optkit.optimize(model, toy.ScaleBy(), tmp_path / "two", data=data, bench=False)
+    assert optkit.compare(model, tmp_path / "two").measured_on.samples == 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import numpy as np
 import pytest
 
 from optkit.bench.ratio import Candidate, Timed
+from optkit.data.dataset import Batch
 from optkit.errors import DataError, PassError
 from optkit.evaluate.limits import Limits
 from optkit.model.manifest import Ratio
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.pipeline import context as context_module
-from optkit.pipeline.context import StepContext, bench_inputs
+from optkit.pipeline.context import StepContext, bench_inputs, judge_on
 from optkit.pipeline.job import Job
+from optkit.pipeline.reference import ensure_references
 from tests.helpers import MemoryData, onnx_model
 from tests.pipeline import toy
 from tests.pipeline.toy import WEIGHTS, arrays, make_job
@@ -150,3 +153,19 @@ def test_progress_goes_to_whoever_watches(job: Job, tmp_path: Path) -> None:
     context.progress(3, 10)
     ctx(job, tmp_path).progress(1, 2)
     assert seen == [("calibrate", 3, 10)]
+
+
+def test_judging_reads_the_data_once(tmp_path: Path) -> None:
+    class Counting(MemoryData):
+        reads = 0
+
+        def batches(self) -> Iterator[Batch]:
+            type(self).reads += 1
+            return super().batches()
+
+    job = make_job(tmp_path)
+    data = Counting("evaluation", arrays(40, 6))
+    ensure_references(job, [data])
+    Counting.reads = 0
+    assert judge_on(job, job.original, data).measured_on.samples == 40
+    assert Counting.reads == 1

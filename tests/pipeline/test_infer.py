@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import errno
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from optkit.data.dataset import Batch
 from optkit.errors import AccuracyMissed, DataError, ModelError, OutputError, ProviderError, UsageError
 from optkit.model.manifest import Manifest
 from optkit.model.model import Model
 from optkit.model.target import Target
+from optkit.pipeline import infer as infer_module
 from optkit.pipeline import outputs as outputs_module
 from optkit.pipeline.infer import _notes, infer
 from optkit.pipeline.optimize import optimize
 from optkit.pipeline.outputs import Collector, check_npz, write_npz
 from optkit.report.run import run_lines, run_tables
-from tests.helpers import normal, onnx_model, run_onnx
+from tests.helpers import MemoryData, normal, onnx_model, run_onnx
 
 WEIGHTS = normal(4, 3, seed=1)
 
@@ -57,6 +60,26 @@ def test_outputs_are_those_of_the_model_in_order(model: Path, data: Path, tmp_pa
     assert ran.facts.written == str(out)
     assert (ran.facts.data.samples, ran.facts.data.batch, ran.facts.data.synthetic) == (11, 4, False)
     assert [file.name for file in out.parent.iterdir()] == ["y.npz"]
+
+
+class Uneven(MemoryData):
+    """Batches of 5, 1 and 5 samples, filled up to 8 rows, as a function may give them."""
+
+    def batches(self) -> Iterator[Batch]:
+        for first, size in ((0, 5), (5, 1), (6, 5)):
+            rows = self.arrays["x"][first : first + size]
+            yield Batch({"x": np.concatenate([rows, np.zeros((8 - size, 4), np.float32)])}, size)
+
+
+def test_batches_count_by_their_own_sizes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(11, 4)
+    monkeypatch.setattr(infer_module, "open_inputs", lambda *_, **__: Uneven("input", {"x": x}))
+    seen: list[int] = []
+    out = tmp_path / "y.npz"
+    facts = infer(model, inputs=tmp_path, output=out, watch=lambda what, done, total: seen.append(done)).facts
+    assert seen == [0, 5, 6, 11]
+    assert facts.outputs[0].shape == (11, 3)
+    np.testing.assert_allclose(np.load(out)["logits"], np.maximum(x @ WEIGHTS, 0), atol=1e-6)
 
 
 def test_figures_classes_and_placement(model: Path, data: Path) -> None:
@@ -103,8 +126,8 @@ def test_a_bundle_uses_its_originals_data_and_its_session(model: Path, data: Pat
 def test_a_bundle_runs_on_the_provider_it_was_made_for(model: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     manifest = _optimize(model, bundle)
-    elsewhere = manifest.environment.model_copy(update={"provider": "directml"})
-    (bundle / "manifest.json").write_text(manifest.model_copy(update={"environment": elsewhere}).model_dump_json())
+    elsewhere = {**manifest.recipe, "target": {**manifest.recipe["target"], "provider": "directml"}}
+    (bundle / "manifest.json").write_text(manifest.model_copy(update={"recipe": elsewhere}).model_dump_json())
     with pytest.raises(ProviderError, match="'directml' is not there"):
         infer(bundle)
     assert infer(bundle, provider="cpu").facts.provider == "cpu"

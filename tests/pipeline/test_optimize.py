@@ -16,6 +16,7 @@ from optkit.errors import AccuracyMissed, BudgetMissed
 from optkit.model.manifest import Ratio, StepRecord
 from optkit.passes.quantize_dynamic import QuantizeDynamic
 from optkit.pipeline import optimize as optimize_module
+from optkit.pipeline import stopwatch as stopwatch_module
 from optkit.pipeline.cache import Cache
 from tests.helpers import MemoryData
 from tests.pipeline import toy
@@ -196,7 +197,7 @@ def timed(speedup: float) -> Any:
 def test_a_missed_budget_is_exit_code_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, missed: str
 ) -> None:
-    monkeypatch.setattr(optimize_module, "time_candidates", timed(1.2))
+    monkeypatch.setattr(stopwatch_module, "time_candidates", timed(1.2))
     model = toy.write_model(tmp_path / "m.onnx")
     with pytest.raises(BudgetMissed, match=missed) as error:
         optkit.optimize(model, toy.Aside(), tmp_path / "out", limits=[limit])
@@ -205,13 +206,13 @@ def test_a_missed_budget_is_exit_code_5(
 
 
 def test_accuracy_outranks_the_budget_and_both_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize_module, "time_candidates", timed(0.5))
+    monkeypatch.setattr(stopwatch_module, "time_candidates", timed(0.5))
     with pytest.raises(AccuracyMissed, match=r"cosine of y is -1.* speedup is 0\.5"):
         optkit.optimize(toy.write_model(tmp_path / "m.onnx"), toy.Aside(factor=-1.0))
 
 
 def test_timings_are_told_with_torch_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize_module, "time_candidates", timed(1.2))
+    monkeypatch.setattr(stopwatch_module, "time_candidates", timed(1.2))
     manifest = optkit.optimize(toy.torch_model(tmp_path), [toy.ToyExport(), toy.Aside()])
     assert manifest.timing is not None
     assert (manifest.timing.result.speedup, manifest.timing.peak_mb) == (1.2, 70.0)
@@ -272,3 +273,17 @@ def test_a_dataset_of_ones_own_may_be_in_memory(tmp_path: Path) -> None:
     job = toy.make_job(tmp_path, splits={"evaluation": MemoryData("evaluation", arrays(9))})
     verdict = optimize_module.final_verdict(job, job.original, frozenset())
     assert (verdict.held, verdict.measured_on.samples) == (True, 9)
+
+
+def test_what_was_given_beside_the_recipe_is_told_with_the_command(tmp_path: Path) -> None:
+    original = toy.torch_model(tmp_path)
+    given = {"seed": 7, "allow_synthetic_calibration": True}
+    manifest = optkit.optimize(original, toy.ToyExport(), tmp_path / "out", bench=False, **given)  # type: ignore[arg-type]
+    assert manifest.options == {**given, "factory": f"{tmp_path / 'two.py'}:make", "bench": False}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert (
+        f"optkit optimize {tmp_path / 'two.pt'} --recipe {tmp_path / 'out' / 'recipe.yaml'} "
+        f"--factory {tmp_path / 'two.py'}:make --allow-synthetic-calibration --seed 7 --no-bench\n"
+    ) in report
+    plain = optkit.optimize(toy.write_model(tmp_path / "m.onnx"), toy.Aside(), bench=False)
+    assert plain.options == {"bench": False}

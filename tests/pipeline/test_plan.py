@@ -22,8 +22,10 @@ from optkit.errors import (
 )
 from optkit.evaluate.limits import Limits
 from optkit.model.model import Model
+from optkit.model.target import Target
+from optkit.passes._registry import find
 from optkit.pipeline.cache import Cache
-from optkit.pipeline.plan import Plan, default_output, make_plan
+from optkit.pipeline.plan import Plan, chain, default_output, make_plan
 from optkit.recipe.recipe import Recipe, Step, TargetSpec, When
 from tests.helpers import onnx_model
 from tests.pipeline import toy
@@ -105,6 +107,18 @@ def test_a_skipped_step_needs_nothing(model: Path) -> None:
 def test_a_step_that_cannot_work_on_this_model_is_refused(model: Path) -> None:
     with pytest.raises(RecipeError, match="'unfit' cannot work on this model: it is too round"):
         plan(model, toy.Unfit())
+
+
+def test_a_step_for_another_target_is_refused_also_behind_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optkit.pipeline.plan.require", lambda provider: provider)
+    for step in (toy.CpuOnly(), find("quantize-dynamic")()):
+        with pytest.raises(RecipeError, match=r"cannot work on this model: .* not for cuda"):
+            plan(toy.torch_model(tmp_path), toy.ToyExport(), step, provider="cuda")
+    skipped = Step(id="cpu", options=toy.CpuOnly(), when=When(provider="cpu"))
+    target = Target("cuda", 1)
+    assert chain(Recipe(passes=[toy.ToyExport(), skipped]), toy.torch_model(tmp_path), target)[1].skip
 
 
 def test_a_provider_that_is_not_there_is_refused(model: Path) -> None:
@@ -285,7 +299,9 @@ def test_a_model_that_does_not_run_is_refused_before_any_work(tmp_path: Path) ->
     [
         ("digits_cnn.pt", "digits_cnn.int8"),
         ("some/where/digits_cnn.ts.pt", "digits_cnn.int8"),
-        ("bundle.int8", "bundle.int8"),
+        ("my.v1.onnx", "my.v1.int8"),
+        ("my.v2.ONNX", "my.v2.int8"),
+        ("bundle.int8", "bundle.int8.int8"),
     ],
 )
 def test_the_default_output_is_the_models_stem_and_the_recipes_name(path: str, name: str) -> None:
@@ -300,4 +316,4 @@ def test_the_default_output_of_a_link_is_named_like_the_link(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path / "folder")
     assert default_output(".", Recipe(name="q")) == Path("folder.q")
     with pytest.raises(UsageError, match="The output has no name"):
-        default_output(".hidden", Recipe(name="q"))
+        default_output(".onnx", Recipe(name="q"))

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from optkit.errors import OutputError, PassError
+from optkit.errors import BudgetMissed, OutputError, PassError, RecipeError
 from optkit.model.manifest import Ratio, StepRecord
 from optkit.model.model import Model
 from optkit.model.target import Target
@@ -353,3 +353,31 @@ def test_a_cuda_target_is_another_step(tmp_path: Path) -> None:
     job = make_job(tmp_path, target=Target("cuda", 1))
     _, (record,) = run(job, Step(id="s", options=toy.ScaleBy(), when=When(provider="cpu")))
     assert record.reason == "only for provider cpu"
+
+
+def test_a_required_step_that_is_measured_slower_stops_the_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps_module, "time_models", Stopwatch(0.5))
+    with pytest.raises(BudgetMissed) as caught:
+        run(job, Step(id="mine", options=toy.ScaleBy(), required=True), policy=Policy())
+    assert caught.value.message == "The step 'mine' is required but measured slower: 0.50x [0.47, 0.53]."
+    assert caught.value.fix == "add keep: always to have it anyway, or remove required"
+    _, (record,) = run(job, Step(id="mine", options=toy.ScaleBy(), required=True, keep="always"), policy=Policy())
+    assert record.status == "changed"
+
+
+@pytest.mark.parametrize("speedup", [0.97, 1.0])
+def test_noise_around_1_does_not_stop_a_required_step(
+    job: Job, monkeypatch: pytest.MonkeyPatch, speedup: float
+) -> None:
+    monkeypatch.setattr(steps_module, "time_models", Stopwatch(speedup))
+    _, (record,) = run(job, Step(id="mine", options=toy.ScaleBy(), required=True), policy=Policy())
+    assert record.status == "changed"
+
+
+def test_a_pass_is_asked_again_before_it_runs(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="The step 'late' cannot work on this model: it was scaled"):
+        run(job, toy.ScaleBy(), Step(id="late", options=toy.UnfitLater()))
+    assert run(job, toy.UnfitLater())[1][0].status == "no effect"
+    cuda = make_job(tmp_path / "cuda", target=Target("cuda", 1))
+    with pytest.raises(RecipeError, match="'cpu' cannot work on this model: it is for cpu, not for cuda"):
+        run(cuda, Step(id="cpu", options=toy.CpuOnly()))

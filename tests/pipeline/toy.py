@@ -311,6 +311,20 @@ class Unfit(Toy):
         return "it is too round"
 
 
+class UnfitLater(Nothing):
+    """Refuse models that a pass has changed."""
+
+    def applies(self, model: Model, target: Target) -> str:
+        return "it was scaled" if model.lineage else ""
+
+
+class CpuOnly(Nothing):
+    """Refuse other targets than CPUs."""
+
+    def applies_to(self, target: Target) -> str:
+        return "" if target.provider == "cpu" else f"it is for cpu, not for {target.provider}"
+
+
 class ToyExport(Pass):
     """Export y = x w for any torch model."""
 

@@ -150,14 +150,21 @@ def test_every_shipped_recipe_loads_and_says_what_it_does() -> None:
 
 
 def test_a_copy_loads_under_its_own_name(tmp_path: Path) -> None:
-    for stem in ("mine", "2024", "no", "my recipe", "a: b"):
+    for stem, name in (("mine", "mine"), ("2024", "2024"), ("no", "no"), ("my recipe", "my-recipe"), ("a: b", "a-b")):
         target = write_copy("int8", tmp_path / f"{stem}.yaml")
         recipe = load_recipe(str(target))
-        assert recipe.name == stem and recipe.passes == load_recipe("int8").passes
+        assert recipe.name == name and recipe.passes == load_recipe("int8").passes
     with pytest.raises(OutputError, match="exists already"):
         write_copy("int8", tmp_path / "mine.yaml")
     with pytest.raises(OutputError, match="cannot be written"):
         write_copy("int8", tmp_path / "no" / "folder.yaml")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a b", "..", "''"])
+def test_a_name_is_a_plain_word(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match="is no plain word") as caught:
+        load(tmp_path, f"version: 1\nname: {name}\npasses:\n  - simplify\n")
+    assert caught.value.place.endswith("r.yaml:2:1")
 
 
 def test_third_party_passes_are_entries_like_any_other(tmp_path: Path) -> None:

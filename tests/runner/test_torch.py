@@ -102,3 +102,22 @@ class Counter(nn.Module):
 
     def forward(self, x):
         return self.count.add_(1)
+
+
+class Leaves(nn.Module):
+    def forward(self, x):
+        raise SystemExit(0)
+
+
+class LeavesWhenOpened(nn.Module):
+    def __setstate__(self, state):
+        raise SystemExit(0)
+
+
+@pytest.mark.parametrize(("module", "words"), [(Leaves, "torch failed on x="), (LeavesWhenOpened, "cannot open m.pt")])
+def test_a_module_that_ends_the_process_is_an_error_of_the_model(tmp_path, module, words):
+    torch.save(module(), tmp_path / "m.pt")
+    signature = Signature(parse_signature("x=float32[batch,3]"))
+    model = Model(tmp_path / "m.pt", form="torch", kind="pickle", trust_pickle=True, signature=signature)
+    with pytest.raises(ModelError, match=f"{words}.*SystemExit: 0"), TorchRunner(model, threads=1) as runner:
+        runner.run({"x": X})

@@ -49,6 +49,9 @@ def sdpa_rules() -> Any:
 
     Exporters add it for rows that are masked all over: their softmax is NaN, and becomes 0. onnxruntime's attention
     leaves NaN. Where a mask has finite values only, such a row has no NaN, and both are the same.
+
+    It is also kept off attention with a mask that has neither guard nor scale, as in T5: 384 wide, batch 8 x 128, it
+    was 5 to 8 % slower fused.
     """
     from onnxscript.rewriter import pattern
     from onnxscript.rewriter.ort_fusions.sdpa import SDPA
@@ -58,7 +61,10 @@ def sdpa_rules() -> Any:
             guarded = any(node.op_type == "IsNaN" for node in context.nodes)
             if guarded and mask is not None and not np.isfinite(largest(mask)):
                 return pattern.MatchResult().fail("The mask may be infinite, and NaN is taken care of.", mask)
-            return super().check(context, mask=mask, **rest)
+            found = super().check(context, mask=mask, **rest)
+            if self._scale == 1.0 and mask is not None and not guarded:
+                return pattern.MatchResult().fail("With a mask, but neither scale nor guard, it is slower.", mask)
+            return found
 
     return pattern.RewriteRuleSet([Guarded.rule()])
 

@@ -35,14 +35,14 @@ def fuse(model: ir.Model, families: Families) -> ir.Model:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, RemoveUnusedOpsetsPass
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    ends = [(value, value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
+    ends = [(value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
     if families == EVERYTHING:
         _know_shapes(model)
         optimize_for_ort(model)
     else:
         _fuse_families(model, families)
     _forget_inner_shapes(model)
-    for value, name, kind, shape in ends:
+    for value, (name, kind, shape) in zip((*model.graph.inputs, *model.graph.outputs), ends, strict=True):
         value.name, value.type, value.shape = name, kind, shape
     for clean in (NameFixPass(), ClearMetadataAndDocStringPass(), RemoveUnusedOpsetsPass()):
         clean(model)

@@ -103,13 +103,15 @@ def _initializer(node: ir.Node, name: str, array: NDArray[Any]) -> ir.Value:
 
 
 def _through_transpose(value: ir.Value | None) -> tuple[ir.Value, bool]:
-    """The value behind a Transpose of a matrix (tied embeddings), and whether there was one."""
+    """The value behind a Transpose of a constant matrix (tied embeddings), and whether it swaps the axes."""
     assert value is not None  # the checker guarantees both operands
     node = value.producer()
-    if node is None or node.op_type != "Transpose" or node.inputs[0] is None:
+    if node is None or (node.domain, node.op_type) != ("", "Transpose") or node.inputs[0] is None:
         return value, False
     weights = constant(node.inputs[0])
-    return (node.inputs[0], True) if weights is not None and weights.ndim == 2 else (value, False)
+    if weights is None or weights.ndim != 2:
+        return value, False
+    return node.inputs[0], list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]
 
 
 class IntegerRewriter:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from optkit.model.onnx_file import walk_graphs
-from optkit.passes._quant.select import excluded
+from optkit.passes._quant.select import EXCLUDED, excluded
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
     from optkit.passes._quant.ranges import Range
 
-LINEAR = ("MatMul", "Gemm")
+_Layer = Literal["Conv", "ConvTranspose", "MatMul", "Gemm"]
+_Norm = Literal["Softmax", "BatchNormalization", "InstanceNormalization", "LayerNormalization"]
+_Pointwise = Literal["Add", "Mul", "Where", "Relu", "Clip", "LeakyRelu", "Sigmoid"]
+_Along = Literal["MaxPool", "AveragePool", "GlobalAveragePool", "ArgMax", "CumSum", "TopK", "Resize"]
+_Shape = Literal["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"]
+_Part = Literal["Concat", "Split", "Slice", "Pad", "Gather", "GatherElements"]
+QdqOp = Literal[_Layer, _Norm, _Pointwise, _Along, _Shape, _Part]
+"""ONNX operators that onnxruntime's quantizer knows: its ``QDQRegistry`` and ``QLinearOpsRegistry``."""
+LINEAR: tuple[QdqOp, ...] = ("MatMul", "Gemm")
 """What is quantized in models with attention or layer normalization: there, more costs accuracy and wins no time."""
-CONVOLUTIONAL = (
+CONVOLUTIONAL: tuple[QdqOp, ...] = (
     *("Conv", "ConvTranspose", *LINEAR),
     *("Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Split", "Pad", "Resize"),
@@ -40,7 +48,7 @@ _SEQUENCE_OPS = frozenset(
 class Selection:
     """The nodes that will be quantized."""
 
-    ops: tuple[str, ...]
+    ops: tuple[QdqOp, ...]
     nodes: list[NodeProto] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -51,7 +59,7 @@ class Selection:
         return list(dict.fromkeys(name for name in names if name and name not in held))
 
 
-def auto_ops(graph: GraphProto) -> tuple[str, ...]:
+def auto_ops(graph: GraphProto) -> tuple[QdqOp, ...]:
     """``CONVOLUTIONAL`` for graphs with convolutions and no sign of attention, else ``LINEAR``."""
     held = {tensor.name for tensor in graph.initializer}
     kinds = {node.op_type for body in walk_graphs(graph) for node in body.node}
@@ -62,7 +70,7 @@ def auto_ops(graph: GraphProto) -> tuple[str, ...]:
     return CONVOLUTIONAL if convolutional and not attention else LINEAR
 
 
-def select(graph: GraphProto, ops: tuple[str, ...], exclude: Sequence[str]) -> Selection:
+def select(graph: GraphProto, ops: tuple[QdqOp, ...], exclude: Sequence[str]) -> Selection:
     """The nodes of ``graph`` (every one has a name) to quantize, and those a user might miss with the reason."""
     held = {tensor.name: tensor.data_type for tensor in graph.initializer}
     chosen = Selection(ops)
@@ -70,16 +78,18 @@ def select(graph: GraphProto, ops: tuple[str, ...], exclude: Sequence[str]) -> S
         reason = _refusal(node, ops, exclude, held)
         if not reason:
             chosen.nodes.append(node)
-        elif node.op_type in WEIGHTED:
+        elif reason == EXCLUDED or node.op_type in WEIGHTED:
             chosen.skipped.append((node.name, reason))
     return chosen
 
 
 def _refusal(node: NodeProto, ops: tuple[str, ...], exclude: Sequence[str], held: Mapping[str, int]) -> str:
+    if node.domain not in ("", "ai.onnx"):
+        return f"it is not ONNX's own {node.op_type}"
     if node.op_type not in ops:
         return f"{node.op_type} is not among the operators to quantize here"
     if excluded(node.name, exclude):
-        return "excluded"
+        return EXCLUDED
     if node.op_type in WEIGHTED and node.input[1] not in held:
         return "its second input is computed, not a constant weight"
     if node.op_type in WEIGHTED and held[node.input[1]] != 1:  # TensorProto.FLOAT

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -21,9 +22,21 @@ NodePattern = Annotated[str, AfterValidator(_compiles)]
 """A node's name, or a regular expression that matches all of it."""
 
 
+EXCLUDED = "excluded"
+"""The reason for nodes that ``exclude`` leaves in float."""
+
+
 def excluded(name: str, patterns: Iterable[str]) -> bool:
     """Whether one of ``patterns`` is ``name`` or matches all of it."""
     return any(name == pattern or re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def nothing(sought: str, skipped: Sequence[tuple[str, str]], found: Counter[str]) -> str:
+    """Why nothing was quantized: it is excluded, or the model has other operators than those ``sought``."""
+    if count := sum(reason == EXCLUDED for _, reason in skipped):
+        return f"nothing to quantize: {count} nodes are excluded, and there is {sought} besides"
+    operators = ", ".join(f"{count} {kind}" for kind, count in found.most_common(12))
+    return f"nothing to quantize: {sought}; the model has {operators or 'no nodes'}"
 
 
 def unused(patterns: Iterable[str], names: Iterable[str]) -> list[str]:

@@ -1,0 +1,74 @@
+"""What is published: names from a model never lead out of the output, and the model alone says what it lacks."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optkit.cli.render import show_manifest
+from optkit.model.model import Assets, Model
+from optkit.pipeline.names import file_name, member_name
+from optkit.pipeline.optimize import optimize
+from optkit.pipeline.outputs import write_npz
+from optkit.pipeline.publish import publish
+from optkit.report.markdown import markdown
+from tests.pipeline import toy
+
+ENTRIES = {"session.intra_op.allow_spinning": "0", "session.x": "1"}
+
+
+def text_model(tmp_path: Path, *names: str) -> Model:
+    """A model whose inputs of these names are said to be texts."""
+    (tmp_path / "token").mkdir()
+    (tmp_path / "token" / "tokenizer.json").write_text("{}")
+    entries = {name: {"kind": "text", "tokenizer": "token"} for name in names}
+    return replace(Model.open(toy.write_model(tmp_path / "m.onnx")), assets=Assets(entries, tmp_path))
+
+
+def test_names_of_inputs_stay_inside_the_bundle(tmp_path: Path) -> None:
+    names = ["../../../pwned", "/abs", "..", "a/b", "a_b", "input_ids"]
+    manifest = optimize(toy.write_model(tmp_path / "first.onnx"), toy.ScaleBy(), bench=False)
+    out = tmp_path / "deep" / "er" / "out"
+    publish(manifest, text_model(tmp_path, *names), out, force=False)
+    entries: dict[str, Any] = json.loads((out / "preprocess.json").read_text())
+    folders = [entries[name]["tokenizer"].removeprefix("preprocess/") for name in names]
+    assert folders == [".._.._.._pwned", "_abs", "_..", "a_b", "a_b_1", "input_ids"]
+    assert sorted(path.name for path in (out / "preprocess").iterdir()) == sorted(folders)
+    assert all((out / entry["tokenizer"] / "tokenizer.json").is_file() for entry in entries.values())
+    assert [path.name for path in (tmp_path / "deep").rglob("*pwned*")] == [".._.._.._pwned"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..\\x", "C:\\x", "C:/x", "a/../../x"])
+def test_names_of_outputs_stay_inside_the_folder_where_they_are_unpacked(tmp_path: Path, name: str) -> None:
+    write_npz(tmp_path / "y.npz", {name: np.ones(2), "a/b": np.zeros(1), "y:0": np.zeros(3)})
+    found, *others = zipfile.ZipFile(tmp_path / "y.npz").namelist()
+    assert not {"/", "\\", ":"} & set(found)
+    assert others == ["a/b.npy", "y:0.npy"]
+    assert np.load(tmp_path / "y.npz")[found.removesuffix(".npy")].tolist() == [1, 1]
+
+
+def test_names_that_become_the_same_are_told_apart() -> None:
+    assert file_name("a/b", {"a_b", "a_b_1"}) == "a_b_2"
+    assert member_name("../y", {".._y"}) == ".._y_1"
+    assert len(file_name("x" * 500)) == 100
+
+
+def test_the_model_alone_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.onnx"
+    manifest = optimize(text_model(tmp_path, "x"), toy.Session(entries=ENTRIES), out, bench=False)
+    session, preprocess = manifest.notes
+    assert session.endswith("set session.intra_op.allow_spinning=0, session.x=1")
+    assert preprocess == "out.onnx alone does not include the preprocessing of x: a bundle does"
+    assert f"- {session}\n- {preprocess}" in markdown(manifest)
+    show_manifest(manifest)
+    told = capsys.readouterr().out
+    assert f"Note: {session}" in told
+    assert f"Note: {preprocess}" in told
+    assert optimize(tmp_path / "m.onnx", toy.ScaleBy(), tmp_path / "plain.onnx", bench=False).notes == ()
+    assert optimize(tmp_path / "m.onnx", toy.Session(entries=ENTRIES), tmp_path / "bundle", bench=False).notes == ()
