@@ -16,7 +16,8 @@ from optkit.pipeline.context import judge_on
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
 from optkit.pipeline.job import Job
 from optkit.pipeline.origin import Origin, default_exporter, read_origin
-from optkit.pipeline.plan import Options, as_limits, as_target, check_metric, open_given, probe
+from optkit.pipeline.plan import Options, as_limits, as_target, check_metric, open_given
+from optkit.pipeline.probe import probe
 from optkit.pipeline.steps import export
 from optkit.pipeline.stopwatch import time_pair
 from optkit.recipe.recipe import Recipe

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,8 +22,6 @@ from optkit.model.model import Model
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CHILDHOOD_S = 0.1
-"""Seconds after its start from which on a child's memory counts."""
 ISOLATE_BYTES = 10**9
 """Models above this size are worked on in a child process, so that its memory goes back to the system."""
 
@@ -142,9 +139,9 @@ def watched_memory(interval: float = 0.02) -> Iterator[Peak]:
 
 def _tree_mb(me: psutil.Process) -> float:
     """Resident memory of the tree, MB. A child that is not yet a program of its own still shows its parent's pages."""
-    total, born = me.memory_info().rss, time.time() - _CHILDHOOD_S
+    total, own = me.memory_info().rss, me.cmdline()
     with suppress(psutil.Error):
         for child in me.children(recursive=True):
             with suppress(psutil.Error):
-                total += child.memory_info().rss if child.create_time() < born else 0
+                total += child.memory_info().rss if child.cmdline() != own else 0
     return total / 1e6

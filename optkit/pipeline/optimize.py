@@ -94,6 +94,7 @@ def _execute(plan: Plan, policy: Policy, force: bool) -> Manifest:
         verdict=verdict,
         timing=timing,
         timing_note=note,
+        notes=plan.notes,
         session=dict(result.session),
         preprocess={name: dict(entry) for name, entry in job.original.assets.preprocess.items()},
         environment=environment(job.target),
