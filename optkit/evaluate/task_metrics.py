@@ -298,8 +298,10 @@ class Spearman(ShippedMetric):
 
         The bootstrap resamples these products, with the ranks of the whole data kept.
         """
-        from scipy.stats import rankdata
-
+        try:
+            from scipy.stats import rankdata
+        except ImportError as error:
+            raise PackageError("The metric spearman needs scipy.", fix="pip install 'optkit[data]'") from error
         ranks = rankdata(rows, axis=0)
         centred = ranks - ranks.mean(axis=0)
         spread = centred.std(axis=0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from optkit.errors import GivenError, PassError
+from optkit.errors import GivenError, PassError, UsageError
 from optkit.evaluate.judge import add_limits, budget_limits
 from optkit.evaluate.limits import LabelledLimits, Limits
 from optkit.model.manifest import LimitResult, Verdict
@@ -42,10 +42,22 @@ def compare(original: str | Path | Model, result: str | Path | Model, **options:
     """
     opened = result if isinstance(result, Model) else Model.open(result)
     origin = read_origin(opened, bundle=not isinstance(result, Model) and Path(result).is_dir())
-    job = comparison(open_given(original, options), opened, origin, options)
+    first = open_given(original, options)
+    _refuse_swapped(first, opened)
+    job = comparison(first, opened, origin, options)
     verdict = judge_on(job, opened, job.splits["evaluation"], *(origin.declared if origin else ((), frozenset())))
     verdict = add_limits(verdict, _budget(job, opened, origin))
     return _with_sources(verdict, as_limits(options.get("limits")), origin)
+
+
+def _refuse_swapped(original: Model, result: Model) -> None:
+    made = read_origin(original, bundle=False)
+    if made is not None and made.manifest.original.digest == result.digest:
+        raise UsageError(
+            f"{original.path} was made from {result.path}, not the other way round.",
+            expected="the original first, then the result",
+            fix="swap the two",
+        )
 
 
 def comparison(original: Model, result: Model, origin: Origin | None, options: Options) -> Job:

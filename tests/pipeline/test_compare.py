@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import optkit
-from optkit.errors import DataError, ModelError, ProviderError
+from optkit.errors import DataError, ModelError, ProviderError, UsageError
 from optkit.passes import _registry
 from optkit.passes._base import Pass
 from optkit.passes.quantize_dynamic import QuantizeDynamic
@@ -349,3 +349,10 @@ def test_the_part_that_was_searched_on_is_left_out_again(model: Path, tmp_path: 
     data["search"] = tmp_path / "s.npz"
     optkit.optimize(model, toy.ScaleBy(), tmp_path / "two", data=data, bench=False)
     assert optkit.compare(model, tmp_path / "two").measured_on.samples == 50
+
+
+def test_the_two_in_the_wrong_order_are_refused(model: Path, tmp_path: Path) -> None:
+    optkit.optimize(model, toy.ScaleBy(), tmp_path / "out", bench=False)
+    with pytest.raises(UsageError, match="was made from") as error:
+        optkit.compare(tmp_path / "out", model)
+    assert error.value.fix == "swap the two"
