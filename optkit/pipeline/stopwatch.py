@@ -9,10 +9,10 @@ from optkit.pipeline.context import time_candidates
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import original_target
 
-BUDGET_S = 5.0
+BUDGET_S = 4.0
 """Seconds of one measurement."""
 
-EAGER_BUDGET_S = 1.5
+EAGER_BUDGET_S = 1.0
 """Seconds for torch eager, which is only shown and decides nothing."""
 
 
