@@ -36,7 +36,7 @@ def recipe_schema(pass_names: list[str] | None = None) -> dict[str, Any]:
     schema["properties"]["passes"]["items"] = {"anyOf": entries}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "optkit recipe, version 1"
-    schema["required"] = ["version", "passes"]
+    schema["required"] = ["passes"]
     return schema
 
 
