@@ -124,11 +124,15 @@ class Limits(LabelledLimits):
             raise _explained(error) from error
 
     def merged(self, over: Self | None) -> Self:
-        """These limits, with those that ``over`` states in place of the same ones here (``labelled`` key by key)."""
+        """These limits, with those that ``over`` states in place of the same ones here (``labelled`` key by key).
+
+        What ``over`` states for all data also replaces what stands under ``labelled`` here.
+        """
         both = super().merged(over)
-        if over is None or self.labelled is None or over.labelled is None:
+        if over is None or self.labelled is None:
             return both
-        return both.model_copy(update={"labelled": self.labelled.merged(over.labelled)})
+        general = {name: None for name in over._stated() if name in LabelledLimits.model_fields}
+        return both.model_copy(update={"labelled": self.labelled.model_copy(update=general).merged(over.labelled)})
 
     def resolved(self, exact: bool, *, classes: bool = True, discrete: bool = False) -> Limits:
         """With the defaults where nothing is stated.

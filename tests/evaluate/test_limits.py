@@ -87,3 +87,10 @@ def test_the_schema_allows_the_short_forms():
     fields = Limits.model_json_schema()["properties"]
     assert {"type": "number"} in fields["metric_drop"]["anyOf"]
     assert {"const": "not-slower", "type": "string"} in fields["speedup"]["anyOf"]
+
+
+def test_a_limit_for_all_data_replaces_the_labelled_one_below_it():
+    recipe = Limits.parse(["labelled.metric_drop=0.01", "labelled.cosine=0.9"])
+    merged = recipe.merged(Limits.parse(["metric_drop=0.05"]))
+    assert merged.metric_drop.max == 0.05
+    assert merged.labelled.metric_drop is None and merged.labelled.cosine == 0.9
