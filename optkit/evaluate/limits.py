@@ -126,12 +126,13 @@ class Limits(LabelledLimits):
     def merged(self, over: Self | None) -> Self:
         """These limits, with those that ``over`` states in place of the same ones here (``labelled`` key by key).
 
-        What ``over`` states for all data also replaces what stands under ``labelled`` here.
+        What ``over`` states for all data also replaces what stands here under ``labelled`` alone.
         """
         both = super().merged(over)
         if over is None or self.labelled is None:
             return both
-        general = {name: None for name in over._stated() if name in LabelledLimits.model_fields}
+        new = over._stated().keys() - self._stated().keys()
+        general = dict.fromkeys(new & LabelledLimits.model_fields.keys())
         return both.model_copy(update={"labelled": self.labelled.model_copy(update=general).merged(over.labelled)})
 
     def resolved(self, exact: bool, *, classes: bool = True, discrete: bool = False) -> Limits:
