@@ -121,7 +121,7 @@ def test_a_bare_path_is_a_source() -> None:
 def test_the_schema_knows_every_key_and_option() -> None:
     schema = recipe_schema()
     assert set(schema["properties"]) == set(Recipe.model_fields)
-    assert schema["additionalProperties"] is False and schema["required"] == ["version", "passes"]
+    assert schema["additionalProperties"] is False and schema["required"] == ["passes"]
     options = schema["$defs"]["quantize-dynamic"]
     assert {"per_channel", "ops", "id", "required", "keep", "when"} <= set(options["properties"])
     assert options["additionalProperties"] is False
