@@ -130,7 +130,7 @@ class _InertDict(dict[Any, Any]):
         del state
 
 
-class _Looker(pickle._Unpickler):
+class Looker(pickle._Unpickler):
     """Unpickler whose globals are all stand-ins."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -168,13 +168,13 @@ def look_at_legacy(path: Path) -> PickleFacts:
     """
     with path.open("rb") as file:
         for _ in range(3):
-            _load(_Looker(file), path)
+            load_inert(Looker(file), path)
         return _facts(file, path)
 
 
 def _facts(file: IO[bytes], path: Path) -> PickleFacts:
-    looker = _Looker(file)
-    root = _load(looker, path)
+    looker = Looker(file)
+    root = load_inert(looker, path)
     prefix, state = state_dict_of(root, _is_tensor)
     tensors = tuple(map(str, state))
     return PickleFacts(
@@ -186,7 +186,12 @@ def _facts(file: IO[bytes], path: Path) -> PickleFacts:
     )
 
 
-def _load(looker: _Looker, path: Path) -> object:
+def load_inert(looker: Looker, path: Path) -> object:
+    """What the pickle builds, with every global replaced by an inert stand-in; nothing of it runs.
+
+    Raises:
+        ModelError: it is cut off or damaged.
+    """
     try:
         return looker.load()
     except _DAMAGE as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 from zipfile import ZipFile
 
-from optkit.model.pickle_file import _load, _Looker, state_dict_of
+from optkit.model.pickle_file import Looker, load_inert, state_dict_of
 from optkit.model.summary import Weight
 
 STORAGES = {
@@ -50,7 +50,7 @@ class _Tensor:
     shape: tuple[int, ...]
 
 
-class _TensorLooker(_Looker):
+class _TensorLooker(Looker):
     """Remembers the dtype and shape of every tensor it is asked to rebuild."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -102,13 +102,13 @@ def legacy_weights(path: Path) -> list[Weight]:
     """
     with path.open("rb") as file:
         for _ in range(3):
-            _load(_Looker(file), path)
+            load_inert(Looker(file), path)
         return _weights(file, path)
 
 
 def _weights(file: IO[bytes], path: Path) -> list[Weight]:
     looker = _TensorLooker(file)
-    root = _load(looker, path)
+    root = load_inert(looker, path)
     _, state = state_dict_of(root, lambda value: isinstance(value, _Tensor))
     named: Mapping[Any, _Tensor] = state or dict(enumerate(looker.tensors))
     unique = {(tensor.storage.key, tensor.shape): (str(name), tensor) for name, tensor in named.items()}

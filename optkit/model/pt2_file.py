@@ -9,7 +9,7 @@ from typing import Any
 from optkit.model.onnx_file import batch_name, name_dims
 from optkit.model.signature import Dim, Signature, TensorSpec
 
-_DTYPES = {
+DTYPES = {
     1: "uint8",
     2: "int8",
     3: "int16",
@@ -83,7 +83,7 @@ def _name_symbols(shapes: dict[str, list[Dim]]) -> dict[str, str]:
 def _spec(name: str, value: str, values: dict[str, Any], symbols: dict[str, str]) -> TensorSpec:
     sizes = [_size(size) for size in values[value]["sizes"]]
     dims = tuple(dim if isinstance(dim, int) else symbols.get(dim) for dim in sizes)
-    return TensorSpec(name, _DTYPES[values[value]["dtype"]], name_dims(name, dims, None))
+    return TensorSpec(name, DTYPES[values[value]["dtype"]], name_dims(name, dims, None))
 
 
 def _outputs(module: dict[str, Any], values: dict[str, Any], symbols: dict[str, str]) -> tuple[TensorSpec, ...]:

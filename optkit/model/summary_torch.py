@@ -11,7 +11,7 @@ from typing import Any
 
 from optkit.model.model import Model
 from optkit.model.pickle_tensors import legacy_weights, zip_weights
-from optkit.model.pt2_file import _DTYPES as PT2_DTYPES
+from optkit.model.pt2_file import DTYPES as PT2_DTYPES
 from optkit.model.safetensors_file import looks_like_safetensors, safetensors_keys
 from optkit.model.summary import Found, Weight
 
