@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from optkit.passes._base import FRAME_KEYS
+from optkit.passes._registry import find, own_names
+
 ROOT = Path(__file__).parents[1]
 PASSES = ROOT / "optkit" / "passes"
 PUBLIC = sorted(PASSES.glob("[a-z]*.py"))
@@ -69,3 +72,8 @@ def test_import_linter_knows_all_shared_parts():
     listed = next(each["source_modules"] for each in contracts if each["type"] == "forbidden")
     there = {path.relative_to(PASSES).parts[0].removesuffix(".py") for path in SHARED}
     assert set(listed) == {f"optkit.passes.{name}" for name in there}
+
+
+@pytest.mark.parametrize("name", own_names())
+def test_no_option_of_a_pass_is_named_as_what_every_entry_has(name: str):
+    assert not set(FRAME_KEYS) & find(name).model_fields.keys()

@@ -50,6 +50,14 @@ class Other(Pass):
 
     forms = {}
     kind = "exact"
+
+
+class KeepFew(Pass):
+    'A pass with an option that every entry of a recipe has already.'
+
+    forms = {}
+    kind = "exact"
+    keep: int = 3
 """
 
 
@@ -77,6 +85,7 @@ class Installed:
             "halve-weights = acme_passes.halve_weights:HalveWeights\n"
             "broken-pass = acme_passes.broken:BrokenPass\n"
             "misnamed-pass = acme_passes.nameless:Other\n"
+            "keep-few = acme_passes.nameless:KeepFew\n"
         )
         write_mlp(folder / "model.onnx")
         write_data(folder / "data.npz")
@@ -151,6 +160,7 @@ def test_a_plugin_runs_is_named_in_the_lineage_and_its_edits_are_seen(installed:
             "The pass 'broken-pass' of acme_passes.broken:BrokenPass cannot be imported: ModuleNotFoundError",
         ),
         ("misnamed-pass", "The pass 'misnamed-pass' of acme_passes.nameless:Other calls itself 'other'"),
+        ("keep-few", "The pass 'keep-few' of acme_passes.nameless:KeepFew has an option named 'keep', which every"),
     ],
 )
 def test_a_plugin_that_does_not_work_is_told_where_it_is_used_and_only_there(
@@ -174,4 +184,4 @@ def test_a_plugin_that_does_not_work_is_told_where_it_is_used_and_only_there(
 def test_the_list_for_people_says_which_plugins_are_broken(installed: Installed) -> None:
     listed = installed.call("passes", "list")
     assert listed.code == 0
-    assert listed.out.count("BROKEN") == 2
+    assert listed.out.count("BROKEN") == 3

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PassKind = Literal["exact", "lossy", "trains"]
 Aspect = Literal["outputs", "dims", "dtypes"]
 
+FRAME_KEYS = ("id", "required", "keep", "when")
+"""What every recipe entry may have beside the pass's own options, none of which may be named so."""
+
 
 @dataclass(frozen=True)
 class Outcome:

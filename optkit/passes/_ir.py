@@ -65,20 +65,27 @@ def raise_opset(model: ir.Model, minimum: int) -> ir.Model:
     Raises:
         PassError: onnx's version converter does not know an operator of the model.
     """
+    return model if model.opset_imports.get("", minimum) >= minimum else convert_opset(model, minimum)
+
+
+def convert_opset(model: ir.Model, version: int) -> ir.Model:
+    """The model at opset ``version``.
+
+    Raises:
+        PassError: onnx's version converter does not know an operator of the model.
+    """
     import onnx
     import onnx_ir as ir
 
-    version = model.opset_imports.get("", minimum)
-    if version >= minimum:
-        return model
     try:
-        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), minimum))
+        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), version))
     except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).split("failed: ")[-1].strip()
+        way = "raised" if version > model.opset_imports.get("", version) else "lowered"
         raise PassError(
-            f"The model's opset {version} cannot be raised to {minimum}: {reason}",
-            expected=f"a model of opset {minimum} or later",
-            fix=f"export it again with opset {minimum} or later",
+            f"The model's opset {model.opset_imports.get('')} cannot be {way} to {version}: {reason}",
+            expected=f"a model of opset {version}{' or later' if way == 'raised' else ''}",
+            fix=f"export it again with opset {version}{' or later' if way == 'raised' else ''}",
         ) from error
 
 

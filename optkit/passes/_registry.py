@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from optkit.errors import PackageError, RecipeError
-from optkit.passes._base import Pass
+from optkit.passes._base import FRAME_KEYS, Pass
 
 GROUP = "optkit.passes"
 """Entry-point group of third-party passes: ``my-pass = "my_package.my_pass:MyPass"``."""
@@ -100,6 +100,8 @@ def _lack(found: object, name: str) -> str:
     missing = [fact for fact in ("forms", "kind") if not hasattr(found, fact)]
     if missing:
         return f"does not state its {missing[0]}"
+    if taken := [key for key in FRAME_KEYS if key in found.model_fields]:
+        return f"has an option named '{taken[0]}', which every entry of a recipe has already"
     return "" if found.name() == name else f"calls itself '{found.name()}'"
 
 

@@ -16,7 +16,8 @@ from optkit.data.yaml_file import Document, KeyPath
 from optkit.errors import OptkitError, PackageError, RecipeError, UsageError
 from optkit.evaluate.metrics import load_metric
 from optkit.model.signature import parse_signature
-from optkit.recipe.recipe import FRAME_KEYS, Recipe, Step
+from optkit.passes._base import FRAME_KEYS
+from optkit.recipe.recipe import Recipe, Step
 
 _KEY = "[key]"
 """How pydantic marks that a mapping's key is wrong, not its value."""

@@ -14,11 +14,8 @@ from optkit.evaluate.judge import OutputOptions
 from optkit.evaluate.limits import Limits
 from optkit.model.model import Form
 from optkit.model.target import Target
-from optkit.passes._base import Pass
+from optkit.passes._base import FRAME_KEYS, Pass
 from optkit.passes._registry import find
-
-FRAME_KEYS = ("id", "required", "keep", "when")
-"""Keys that every recipe entry has beside the pass's own options."""
 
 
 class _Frozen(BaseModel):
