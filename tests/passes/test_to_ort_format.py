@@ -38,7 +38,7 @@ def test_weights_beside_the_model_are_taken_into_the_file() -> None:
 def test_a_graph_that_onnxruntime_cannot_open_is_refused() -> None:
     proto = onnx_model("g (float[n,8] x) => (float[n,8] y) { y = acme.Twist(x) }")
     proto.opset_import.append(onnx.helper.make_opsetid("acme", 1))
-    with pytest.raises(PassError, match="onnxruntime cannot write the model in its own format: .*Twist"):
+    with pytest.raises(PassError, match=r"onnxruntime cannot write the model in its own format: .*Twist"):
         run_pass(ToOrtFormat(), proto)
 
 
