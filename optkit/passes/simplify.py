@@ -78,7 +78,19 @@ class Simplify(Pass):
         del slim.graph.input[:], slim.graph.output[:]
         slim.graph.input.extend(inputs)
         slim.graph.output.extend(outputs)
-        return ir.from_proto(slim), []
+        made = ir.from_proto(slim)
+        if torn := _torn(made):
+            return graph, [f"onnxslim lost where '{torn}' comes from; only onnx-ir's clean-ups were done"]
+        return made, []
+
+
+def _torn(model: ir.Model) -> str:
+    """Name of a tensor that is read and that nothing gives; empty where there is none."""
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
+                return str(value.name)
+    return ""
 
 
 def _clean(model: ir.Model) -> None:
