@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-all lint types layers generate fresh samples bench-self clean
+.PHONY: help demo test test-all lint types layers generate fresh samples bench-self bench-peers clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,7 +15,7 @@ $(BIN)/optkit: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/optkit
-	$(PIP) install -c constraints.txt -e '.[cpu,torch,hf,data,dev]'
+	$(PIP) install -c constraints.txt -e '.[cpu,torch,hf,data,openvino,dev]'
 	@touch $@
 
 demo: $(BIN)/optkit ## install, then optimize a sample model, run it and show what happened
@@ -50,6 +50,10 @@ samples: $(VENV)/.dev ## train the sample models anew
 
 bench-self: $(VENV)/.dev ## time optkit itself against the direct library calls
 	$(BIN)/python benchmarks/bench_self.py
+
+bench-peers: $(VENV)/.dev ## optkit and its peers on real models; on a quiet machine, half an hour, the first time two
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/render.py
 
 clean: ## remove what make made
 	rm -rf $(VENV) .venv-ci out build dist

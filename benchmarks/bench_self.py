@@ -1,6 +1,6 @@
 """Times optkit itself against the direct library calls, whole processes from outside. ``make bench-self`` prints it.
 
-python benchmarks/bench_self.py [startup] [mlp] [large] [zoo]      default: all
+python benchmarks/bench_self.py [startup] [mlp] [large] [zoo] [aa] [slower5] [harness]      default: all
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.mlp import write_mlp
+from benchmarks.self_measuring import Line, aa, harness, slower5
 
 OPTKIT = [sys.executable, "-m", "optkit"]
 DIRECT = (
@@ -155,9 +158,14 @@ def _require(found: Run) -> None:
         raise SystemExit(f"a run ended with {found.code}:\n{found.output}")
 
 
+def _measuring(figure: Callable[[Path], Line], folder: Path) -> None:
+    row(*figure(folder))
+
+
 def main() -> None:
     """Run the asked figures."""
     figures = {"startup": startup, "mlp": mlp, "large": large, "zoo": zoo}
+    figures |= {each.__name__: partial(_measuring, each) for each in (aa, slower5, harness)}
     print(f"{psutil.cpu_count()} cores, Python {sys.version.split()[0]}")
     for name in sys.argv[1:] or figures:
         with tempfile.TemporaryDirectory() as folder:

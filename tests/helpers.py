@@ -50,7 +50,9 @@ def run_pass(
         synthetic_calibration=True,
         seed=seed,
     )
-    return pass_(opened, _Here(job, fresh_dir(), pass_.name(), reads=frozenset(pass_.uses_data)))
+    return pass_(
+        opened, _Here(job, fresh_dir(), pass_.name(), reads=frozenset(pass_.uses_data), times=pass_.decides_by_time)
+    )
 
 
 class _Here(StepContext):

@@ -105,6 +105,11 @@ def ran_against(place: Path) -> Answer:
     return call("run", place / "bundle", *flags)
 
 
+def benched(place: Path) -> Answer:
+    flags = ("--budget", "0.2", "--launches", "1", "--noise-floor", "--load", "100", "--load-seconds", "0.1", "--json")
+    return call("bench", place / "model.onnx", place / "bundle", "--input", place / "data.npz", *flags)
+
+
 def inspected(place: Path) -> Answer:
     return call("inspect", place / "model.onnx", "--json")
 
@@ -124,6 +129,7 @@ TYPED = (
     (checked_in_vain, "Verdict", 4),
     (ran, "RunFacts", 0),
     (ran_against, "Verdict", 0),
+    (benched, "BenchFacts", 0),
     (inspected, "Inspection", 0),
     (inspected_torch, "Inspection", 0),
     (diagnosed, "Diagnosis", 0),

@@ -6,20 +6,15 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from optkit.bench.ratio import Timed
 from optkit.cli.app import app
-from optkit.model.manifest import Ratio
 from optkit.recipe.load import shipped
 from tests.command import ROOT, SAMPLES, call
+from tests.timing import Stopwatch
 
 README = (ROOT / "README.md").read_text()
-EVEN = Ratio(
-    baseline_ms=1.0, candidate_ms=1.0, speedup=1.0, low=0.98, high=1.02, confidence=0.95, blocks=9, inputs="real"
-)
 
 
 @pytest.fixture
@@ -27,12 +22,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the sample models in it, as the README's reader stands in; the clock is left out of it."""
     shutil.copytree(SAMPLES, tmp_path / "sample_models", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
-
-    def even(job: Any, candidates: list[Any], budget_s: float) -> list[Timed]:
-        return [Timed(EVEN, 50.0) for _ in candidates]
-
-    monkeypatch.setattr("optkit.pipeline.stopwatch.time_candidates", even)
-    monkeypatch.setattr("optkit.pipeline.steps.time_models", lambda job, models, budget: [EVEN for _ in models])
+    Stopwatch(1.0).installed(monkeypatch)
     return tmp_path
 
 

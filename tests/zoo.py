@@ -199,13 +199,13 @@ def _written(folder: Path, photos: list[tuple[Path, int]], count: int) -> Path:
             made = Path(scratch) / "made"
             made.mkdir()
             for number, (file, label) in enumerate(photos):
-                views = _views(file, number, count)
+                views = photo_views(file, number, count)
                 np.savez(made / f"{file.stem}.npz", image=views, labels=np.full(count, label, np.int64))
             download.publish(made, folder)
     return folder
 
 
-def _views(file: Path, number: int, count: int) -> Array:
+def photo_views(file: Path, number: int, count: int) -> Array:
     """float32[count, 3, 224, 224]: the whole photo, then seeded squares of 75 to 100 %, every other one flipped."""
     from PIL import Image
 

@@ -1,8 +1,9 @@
-"""One candidate in a process of its own: ``python -P -m optkit.bench.child FD``, spoken to by ``optkit.bench.ratio``.
+"""One candidate in a process of its own: ``python -P -m optkit.bench.child FD``, spoken to by ``optkit.bench.worker``.
 
 FD is a socket of pickled messages. The first that comes is the job ``(model, target, session, inputs)``, answered by
-``("ready", seconds per call)``; then ``(calls, start)`` asks for one block, answered by ``("block", seconds, peak)``.
-``("failed", error)`` is the answer to anything that went wrong. End of file on FD or stdin ends the process.
+``(seconds per call, phases, about)``; then ``("block", calls, start)`` asks for one block, answered by ``(seconds,
+peak)``, and ``("load", rate, seconds, seed)`` for an open loop, answered by ``(samples,)``. An error is the answer to
+whatever it was that went wrong. End of file on FD or stdin ends the process.
 """
 
 from __future__ import annotations
@@ -12,23 +13,28 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
+from optkit.bench.facts import Phases
 from optkit.data.dataset import Arrays
 from optkit.errors import OptkitError
-from optkit.model.model import Model
-from optkit.model.target import Target
+from optkit.runner.base import Runner, RunnerAbout
 
 Call = Callable[[int], object]
 """Runs the model on the i-th inputs, counted around."""
 
 WARM_S = 1.0
 """Longest warm-up in seconds, beyond the first two calls."""
+SETTLE_S = 0.1
+"""Shortest warm-up of times that seem steady."""
 WINDOW = 5
 """Calls whose median is compared with that of the calls before, to see whether times are steady."""
+STEADY = 0.05
+"""Largest difference of the two medians."""
 
 
 def main() -> None:
@@ -40,7 +46,7 @@ def main() -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except OptkitError as error:
-        connection.send(("failed", error))
+        connection.send(error)
 
 
 def _end_with_parent() -> None:
@@ -50,32 +56,62 @@ def _end_with_parent() -> None:
 
 
 def _serve(connection: Connection) -> None:
-    model, target, session, inputs = connection.recv()
-    call = _opened(model, target, session, inputs)
-    connection.send(("ready", warm_up(call)))
-    gc.collect()
-    gc.disable()
-    while True:
-        calls, start = connection.recv()
-        seconds = time_block(call, calls, start)
-        connection.send(("block", seconds, peak_bytes()))
-
-
-def _opened(model: Model, target: Target, session: Mapping[str, str], inputs: list[Arrays]) -> Call:
     from optkit.runner.open import open_runner
 
+    model, target, session, inputs = connection.recv()
     runner = open_runner(model, target, session=session)
+    first_s = _timed(lambda _: runner.run(inputs[0]), 0)
+    call = _rotating(runner, inputs)
+    warm = warm_up(call)
+    connection.send((warm.seconds_per_call, _phases(runner.about, first_s, warm), runner.about))
+    gc.collect()
+    gc.disable()
+    answers: dict[str, Callable[..., tuple[object, ...]]] = {"block": _block, "load": _load}
+    while True:
+        what, *asked = connection.recv()
+        connection.send(answers[what](call, *asked))
+
+
+def _rotating(runner: Runner, inputs: list[Arrays]) -> Call:
     calls = [runner.bind(batch) for batch in inputs]
     return lambda index: calls[index % len(calls)]()
 
 
-def warm_up(call: Call) -> float:
-    """Call until times are steady (or ``WARM_S`` is over); seconds per call at the end."""
+def _block(call: Call, calls: int, start: int) -> tuple[object, ...]:
+    return time_block(call, calls, start), peak_bytes()
+
+
+def _load(call: Call, rate: float, seconds: float, seed: int) -> tuple[object, ...]:
+    from optkit.bench.open_loop import open_loop
+
+    return (open_loop(call, rate=rate, seconds=seconds, seed=seed),)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A warm-up as it went."""
+
+    seconds_per_call: float
+    """At its end."""
+    seconds: float
+    calls: int
+    steady: bool
+
+
+def warm_up(call: Call) -> WarmUp:
+    """Call until times are steady, or ``WARM_S`` is over; two times at least."""
     times: list[float] = []
     begin = time.perf_counter()
-    while len(times) < 2 or (time.perf_counter() - begin < WARM_S and not _steady(times)):
+    while len(times) < 2 or (time.perf_counter() - begin < WARM_S and not _settled(times)):
         times.append(_timed(call, len(times)))
-    return median(times[-WINDOW:])
+    return WarmUp(median(times[-WINDOW:]), time.perf_counter() - begin, len(times), steady(times))
+
+
+def steady(times: list[float]) -> bool:
+    """Whether the last calls took as long as those before: ``WINDOW`` each, or half of all where there are fewer."""
+    size = min(WINDOW, len(times) // 2)
+    last, before = times[-size:], times[-2 * size : -size]
+    return abs(median(last) / median(before) - 1) < STEADY
 
 
 def time_block(call: Call, calls: int, start: int) -> list[float]:
@@ -99,9 +135,20 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _steady(times: list[float]) -> bool:
-    last, before = times[-WINDOW:], times[-2 * WINDOW : -WINDOW]
-    return len(before) == WINDOW and sum(times) > 0.1 and abs(median(last) / median(before) - 1) < 0.05
+def _phases(about: RunnerAbout, first_s: float, warm: WarmUp) -> Phases:
+    return Phases(
+        import_s=about.import_s,
+        load_s=about.load_s,
+        session_s=about.session_s,
+        first_ms=first_s * 1e3,
+        warm_up_s=warm.seconds,
+        warm_up_calls=warm.calls,
+        steady=warm.steady,
+    )
+
+
+def _settled(times: list[float]) -> bool:
+    return len(times) >= 2 * WINDOW and sum(times) > SETTLE_S and steady(times)
 
 
 def _timed(call: Call, index: int) -> float:

@@ -10,11 +10,13 @@ import typer
 
 from optkit import __version__
 from optkit.cli import cache, passes, recipe
+from optkit.cli.bench import bench
 from optkit.cli.check import check
 from optkit.cli.doctor import doctor
 from optkit.cli.door import Ended, exit_code, silence, tell, usage_failure
 from optkit.cli.inspect import inspect
 from optkit.cli.optimize import optimize
+from optkit.cli.profile import profile
 from optkit.cli.run import run
 
 app = typer.Typer(
@@ -44,6 +46,8 @@ def _root(
 app.command()(optimize)
 app.command()(check)
 app.command()(run)
+app.command()(bench)
+app.command()(profile)
 app.command()(inspect)
 app.command()(doctor)
 app.add_typer(passes.app, name="passes")

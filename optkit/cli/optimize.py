@@ -52,11 +52,11 @@ def optimize(
         from optkit.pipeline.steps import Policy
         from optkit.recipe.recipe import Recipe
 
-        chosen = Recipe.load(recipe, sets or ())
         with progress() as watch:
-            watch("planning", 0, 0)
-            plan = make_plan(model, chosen, out or default_output(model, chosen), asked, force=force, write=not dry_run)  # type: ignore[arg-type]
             policy = Policy(strict=strict, bench=bench, remeasure=remeasure, watch=watch)
+            watch("planning", 0, 0)
+            chosen = Recipe.load(recipe, sets or ())
+            plan = make_plan(model, chosen, out or default_output(model, chosen), asked, force=force, write=not dry_run)  # type: ignore[arg-type]
             return plan.facts() if dry_run else execute(plan, policy, force=force)
 
     def show(result: Any) -> None:

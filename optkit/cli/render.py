@@ -17,15 +17,21 @@ from optkit.report.tables import (
     fidelity_table,
     limit_lines,
     measured_on,
-    overview_table,
     verdict_line,
 )
+from optkit.report.waterfall import timing_lines, waterfall
 
 if TYPE_CHECKING:
     from optkit.model.manifest import Manifest, Verdict
 
 NARROW = 90
 """Columns below which the figures of an output are a line instead of a row."""
+
+NAME_WIDTH = 18
+"""Characters up to which rows' names are not broken, however narrow the table is."""
+
+WIDE = 120
+"""Columns from which what a step did stands in its row instead of in a line below."""
 
 PIPE_WIDTH = 140
 """Columns when nobody's terminal says otherwise."""
@@ -47,8 +53,10 @@ def show_table(out: Console, table: Table) -> None:
     if not table.rows:
         return
     rich = RichTable(title=table.title or None, title_justify="left", title_style="bold")
+    short = max(len(row[0]) for row in table.rows) <= NAME_WIDTH
     for index, head in enumerate(table.heads):
-        rich.add_column(escape(head), overflow="fold", justify="left" if index == 0 else "default")
+        name = index == 0
+        rich.add_column(escape(head), overflow="fold", justify="left" if name else "default", no_wrap=name and short)
     for index, row in enumerate(table.rows):
         rich.add_row(*(_cell(cell) for cell in row), end_section=index in table.rules)
     out.print(rich)
@@ -62,14 +70,16 @@ def _cell(text: str) -> str:
 def show_manifest(manifest: Manifest) -> None:
     """The one table of ``optkit optimize``, the limits and the verdict."""
     out = console()
-    show_table(out, overview_table(manifest))
+    table = waterfall(manifest)
+    wide = out.width >= WIDE
+    show_table(out, table if wide else table.without_last())
+    for row in () if wide else table.rows[1:-1]:
+        say(out, f"{escape(row[0])}: {escape(row[-1])}")
     for step in manifest.steps:
         for note in step.notes:
             say(out, f"{escape(step.id)}: {escape(note)}")
-    if manifest.timing is not None:
-        ratio, note = manifest.timing.result, f" ({manifest.timing_note})" if manifest.timing_note else ""
-        threads = manifest.environment.threads
-        say(out, f"Timed on {escape(ratio.inputs)}, {threads} threads, {ratio.confidence:.0%} interval{note}.")
+    for line in timing_lines(manifest):
+        say(out, escape(line))
     show_limits(out, manifest.verdict)
     if manifest.output and manifest.verdict.held:
         say(out, f"Written: [bold]{escape(manifest.output)}[/]")

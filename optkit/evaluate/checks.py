@@ -133,7 +133,7 @@ def budget_limits(
 ) -> tuple[LimitResult, ...]:
     """Check speedup (not-slower unless stated), latency, memory and size.
 
-    ``not-slower`` fails only when the whole interval lies below 1; a number is compared with the interval's lower end.
+    ``not-slower`` fails only where the ratio's word is ``slower``; a number is compared with the interval's lower end.
     What was not measured gives ``held=None`` with ``timing_note``.
     """
     return (
@@ -151,7 +151,7 @@ def _speedup(limit: float | str, ratio: Ratio | None, timing_note: str) -> Limit
         return _unchecked("speedup", text, timing_note, "budget")
     interval = f"{ratio.speedup:.2f}x ({ratio.low:.2f} to {ratio.high:.2f}) on {ratio.inputs} inputs"
     if isinstance(limit, str):
-        measured, held = ratio.speedup, ratio.high >= 1
+        measured, held = ratio.speedup, ratio.word != "slower"
     else:
         measured, held, interval = ratio.low, ratio.low >= limit, f"lower end of {interval}"
     return LimitResult(name="speedup", limit=text, measured=measured, held=held, kind="budget", note=interval)

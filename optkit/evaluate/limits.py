@@ -87,7 +87,7 @@ class Limits(LabelledLimits):
     """What a result must hold. Every limit is optional; ``resolved`` adds the defaults."""
 
     speedup: Annotated[Speedup | None, BeforeValidator(_as_speedup, json_schema_input_type=Speedup | None)] = None
-    """``not-slower`` (fails only when the interval lies wholly below 1), or a number for the interval's lower end."""
+    """``not-slower`` (fails only where it is measured ``slower``), or a number for the interval's lower end."""
     size_mb: Positive | None = None
     """Largest size of the model's files, MB (10^6 bytes)."""
     size_ratio: Positive | None = None

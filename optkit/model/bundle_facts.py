@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +32,11 @@ def read_bundle(folder: Path) -> BundleFacts:
     Raises:
         ModelError: one of them cannot be read, or there is no model beside them.
     """
-    from pydantic import ValidationError
-
     from optkit.model.manifest import Manifest
 
-    try:
-        manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ModelError(
-            f"The bundle's manifest cannot be read: {place + ': ' if place else ''}{first['msg']}.",
-            expected="manifest.json as this version of optkit writes it",
-            fix=f"make the bundle again, or give its model alone: {folder / 'model.onnx'}",
-            file=folder / "manifest.json",
-        ) from error
+    file = folder / "manifest.json"
+    with reading_manifest(file):
+        manifest = Manifest.model_validate_json(file.read_bytes())
     return BundleFacts(
         file=_model_file(folder),
         session=dict(manifest.session),
@@ -53,6 +44,28 @@ def read_bundle(folder: Path) -> BundleFacts:
         signature=Signature(_stated(manifest.result.inputs), _stated(manifest.result.outputs)),
         assets=_assets(folder),
     )
+
+
+@contextmanager
+def reading_manifest(file: Path) -> Iterator[None]:
+    """What the block makes of a manifest's contents.
+
+    Raises:
+        ModelError: in place of pydantic's ValidationError, with the first place that is not as optkit writes it.
+    """
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ModelError(
+            f"The bundle's manifest cannot be used: {place + ': ' if place else ''}{first['msg']}.",
+            expected="manifest.json as this version of optkit writes it",
+            fix=f"make the bundle again with optkit optimize, or give its model alone: {file.parent / 'model.onnx'}",
+            file=file,
+        ) from error
 
 
 def _model_file(folder: Path) -> Path:

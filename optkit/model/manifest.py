@@ -35,11 +35,13 @@ class Ratio(Fact):
     speedup: float
     """Baseline / candidate: above 1 is faster."""
     low: float
-    """Lower end of the bootstrap interval of the speedup."""
+    """Lower end of the interval of the speedup."""
     high: float
-    """Upper end of the bootstrap interval of the speedup."""
+    """Upper end of the interval of the speedup."""
     confidence: float
-    """Of the interval, e.g. 0.95."""
+    """Of the interval, e.g. 0.99."""
+    margin: float = 0.02
+    """Differences up to this share are called ``same``."""
     blocks: int
     """Pairs of interleaved blocks."""
     inputs: str
@@ -47,8 +49,8 @@ class Ratio(Fact):
 
     @property
     def word(self) -> Literal["faster", "slower", "same"]:
-        """The verdict in one word: only where the whole interval lies on one side of 1."""
-        return "faster" if self.low > 1 else "slower" if self.high < 1 else "same"
+        """The verdict in one word: a difference only where the whole interval lies outside 1 +- ``margin``."""
+        return "faster" if self.low > 1 + self.margin else "slower" if self.high < 1 - self.margin else "same"
 
 
 class OutputFidelity(Fact):
@@ -187,7 +189,7 @@ class StepRecord(Fact):
     config: dict[str, Any]
     status: Literal["changed", "no effect", "rolled back", "skipped"]
     reason: str = ""
-    """Why there was no effect, a roll-back or a skip."""
+    """Why there was no effect, a roll-back or a skip; or that it was kept although it is measured slower."""
     changes: tuple[Change, ...] = ()
     skipped: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
@@ -195,7 +197,9 @@ class StepRecord(Fact):
     decisions: tuple[dict[str, Any], ...] = ()
     drift: Drift | None = None
     speedup: Ratio | None = None
-    """Against the step before; a coarse estimate."""
+    """Against the step before: a COARSE estimate, from one short measurement. None = not timed."""
+    timing_note: str = ""
+    """Why it was not timed, or what to know about ``speedup``."""
     seconds: float = 0.0
     """Of the pass itself; when cached, of the run that made it."""
     peak_mb: float | None = None
@@ -209,9 +213,15 @@ class Timing(Fact):
     """The stopwatch's result on the whole chain."""
 
     result: Ratio
-    """Result against the baseline export."""
+    """Result against the baseline export: the full measurement."""
+    launches: int = 1
+    """Processes each of the two was started in, one after the other."""
+    stable: bool = True
+    """False where the machine was too noisy for the asked precision; the numbers stand all the same."""
     torch_eager_ms: float | None = None
-    """Median of the original in torch eager, for torch originals."""
+    """Median of the original in torch eager, for torch originals; a COARSE estimate, alone."""
+    torch_note: str = ""
+    """Why torch eager was not timed."""
     peak_mb: float | None = None
     """Peak memory of the result's own process, MB."""
 
@@ -225,9 +235,21 @@ class Environment(Fact):
     cpu: str
     cpu_features: tuple[str, ...]
     cores: int
+    """Logical ones."""
     threads: int
+    """Intra-op threads of the measurement (of its first, where it sweeps over them)."""
     provider: str
     packages: dict[str, str]
+    physical_cores: int | None = None
+    affinity: int | None = None
+    """Logical cores that the scheduler lets the process use."""
+    cpu_limit: float | None = None
+    """Cores' worth of time that the cgroup grants; None = no limit, or not looked at."""
+    memory_bytes: int | None = None
+    """Of the machine, or the cgroup's limit where that is lower."""
+    load_average: float | None = None
+    """Processes that wanted to run in the minute before the measurement began; None = not looked at."""
+    gpus: tuple[str, ...] = ()
 
 
 class Manifest(Fact):
@@ -250,6 +272,8 @@ class Manifest(Fact):
     timing: Timing | None
     """None = not timed; ``timing_note`` says why."""
     timing_note: str = ""
+    timing_s: float = 0.0
+    """Seconds that all the run's timing took, starting its processes included."""
     session: dict[str, str] = Field(default_factory=dict)
     """onnxruntime session config entries to open the result with, usable from any language."""
     preprocess: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -102,6 +102,9 @@ class Pass(BaseModel):
     """Whether it is there to make the model faster, so that a slower result is rolled back."""
     uses_target: ClassVar[bool] = False
     """Whether the result depends on provider or CPU features; then they are part of the cache key."""
+    decides_by_time: ClassVar[bool] = False
+    """Whether it chooses by ``ctx.time``; then the machine's fingerprint is part of the cache key, and ``--remeasure``
+    makes the result anew."""
     uses_data: ClassVar[tuple[str, ...]] = ()
     """Splits it reads; the plan refuses when they are missing, and their digest is part of the cache key."""
 

@@ -11,6 +11,7 @@ from optkit.evaluate.judge import add_limits, budget_limits
 from optkit.evaluate.limits import LabelledLimits, Limits
 from optkit.model.manifest import LimitResult, Verdict
 from optkit.model.model import Model
+from optkit.pipeline.allowance import Allowance
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.context import judge_on
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
@@ -19,7 +20,7 @@ from optkit.pipeline.origin import Origin, default_exporter, read_origin
 from optkit.pipeline.plan import Options, as_limits, as_target, check_metric, open_given
 from optkit.pipeline.probe import probe
 from optkit.pipeline.steps import export
-from optkit.pipeline.stopwatch import time_pair
+from optkit.pipeline.stopwatch import time_fully
 from optkit.recipe.recipe import Recipe
 from optkit.runner.providers import require
 
@@ -40,13 +41,14 @@ def compare(original: str | Path | Model, result: str | Path | Model, **options:
     Raises:
         OptkitError: something given is wrong. A missed limit is no error here: look at ``Verdict.held``.
     """
+    allowance = Allowance()
     opened = result if isinstance(result, Model) else Model.open(result)
     origin = read_origin(opened, bundle=not isinstance(result, Model) and Path(result).is_dir())
     first = open_given(original, options)
     _refuse_swapped(first, opened)
     job = comparison(first, opened, origin, options)
     verdict = judge_on(job, opened, job.splits["evaluation"], *(origin.declared if origin else ((), frozenset())))
-    verdict = add_limits(verdict, _budget(job, opened, origin))
+    verdict = add_limits(verdict, _budget(job, opened, origin, allowance))
     return _with_sources(verdict, as_limits(options.get("limits")), origin)
 
 
@@ -97,7 +99,7 @@ def _gathered(original: Model, result: Model, origin: Origin | None, options: Op
     return gathered, origin is not None and not asked and origin.carved
 
 
-def _budget(job: Job, result: Model, origin: Origin | None) -> tuple[LimitResult, ...]:
+def _budget(job: Job, result: Model, origin: Origin | None, allowance: Allowance) -> tuple[LimitResult, ...]:
     """Speed and size against the baseline that ``optimize`` measures against, if a limit asks: accuracy comes first."""
     limits, baseline, ratio, peak, note = job.limits, None, None, None, "not timed: no speed limit was stated"
     timed = any(limit is not None for limit in (limits.speedup, limits.latency_ms, limits.memory_mb))
@@ -107,8 +109,8 @@ def _budget(job: Job, result: Model, origin: Origin | None) -> tuple[LimitResult
     if timed:
         note = lost
         if baseline is not None:
-            watched, note = time_pair(job, baseline, result)
-            ratio, peak = watched.ratio, watched.peak_mb
+            pair = time_fully(job, baseline, result, allowance)
+            ratio, peak, note = pair.found.ratio, pair.found.peak_mb, pair.note
     found = budget_limits(
         limits,
         ratio=ratio,

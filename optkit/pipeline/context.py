@@ -8,7 +8,7 @@ from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optkit.bench.ratio import Candidate, Timed, compare_latency
+from optkit.bench.measure import Candidate, Measured, Rules, measure
 from optkit.data.dataset import Arrays, Dataset
 from optkit.errors import PassError
 from optkit.evaluate.judge import judge
@@ -27,6 +27,10 @@ Progress = Callable[[str, int, int], None]
 """(what, done, total): told to whoever watches."""
 
 
+CHOOSING = Rules(budget_s=4.0)
+"""How a pass that decides by time measures."""
+
+
 def silent(what: str, done: int, total: int) -> None:
     """The Progress of those who do not watch."""
 
@@ -41,6 +45,8 @@ class StepContext:
     watch: Progress = silent
     reads: frozenset[str] | None = None
     """Splits the pass declared (``uses_data``), whose digests are in its cache key; None = any."""
+    times: bool = True
+    """Whether the pass declared that it decides by time (``decides_by_time``)."""
 
     @property
     def original(self) -> Model:
@@ -89,7 +95,17 @@ class StepContext:
         return export(self.job, model)
 
     def time(self, models: Sequence[Model]) -> list[Ratio]:
-        """Latency of each model against the first, in separate interleaved processes."""
+        """Latency of each model against the first, in separate interleaved processes.
+
+        Raises:
+            PassError: the pass did not declare it, so that its cached result would be used on another machine.
+        """
+        if not self.times:
+            raise PassError(
+                f"The pass '{self.step}' decides by time without having declared it.",
+                expected="decides_by_time = True in its class",
+                fix="report this to the author of the pass",
+            )
         return time_models(self.job, models)
 
     def judge(self, model: Model) -> Verdict:
@@ -136,16 +152,16 @@ def _metric(job: Job, dataset: Dataset) -> Metric | None:
     return None if unlabelled and not stated else metric
 
 
-def time_models(job: Job, models: Sequence[Model], budget_s: float = 4.0) -> list[Ratio]:
+def time_models(job: Job, models: Sequence[Model], rules: Rules = CHOOSING) -> list[Ratio]:
     """Latency of each model against the first, on real inputs where there are any."""
-    return [timed.ratio for timed in time_candidates(job, [(model, job.target) for model in models], budget_s)]
+    return [found.ratio for found in time_candidates(job, [(model, job.target) for model in models], rules)]
 
 
-def time_candidates(job: Job, candidates: Sequence[tuple[Model, Target]], budget_s: float) -> list[Timed]:
+def time_candidates(job: Job, candidates: Sequence[tuple[Model, Target]], rules: Rules) -> list[Measured]:
     """As ``time_models``, with a target each and everything the stopwatch found."""
     inputs, described = bench_inputs(job)
     chosen = [Candidate(model=model, target=target, session=model.session) for model, target in candidates]
-    return compare_latency(chosen, inputs, budget_s=budget_s, described=described)
+    return measure(chosen, inputs, rules, described=described)
 
 
 def bench_inputs(job: Job, count: int = 4) -> tuple[list[Arrays], str]:

@@ -23,6 +23,7 @@ PACKAGES = (
     "onnxscript",
     "onnxslim",
     *ORT_PACKAGES,
+    "openvino",
     "torch",
     "transformers",
     "tokenizers",
@@ -38,6 +39,7 @@ BRINGS = {
     "torch": "open torch.export and TorchScript archives and state_dicts, and export them to ONNX",
     "hf": "open Hugging Face folders, with their tokenizers",
     "data": "images and text as inputs, and the probe metric",
+    "openvino": "bench ONNX models on Intel's own engine beside onnxruntime: MODEL@openvino",
 }
 """Extra -> what it makes possible."""
 

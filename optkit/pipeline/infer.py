@@ -76,7 +76,7 @@ def infer(
     _check_arguments(inputs, against, options)
     if output is not None:
         check_npz(output, force=force)
-    opened = _with_signature(open_given(model, cast(Options, {}) if against is not None else options))
+    opened = with_signature(open_given(model, cast(Options, {}) if against is not None else options))
     origin = read_origin(opened, bundle=not isinstance(model, Model) and Path(model).is_dir())
     target = _target(opened, origin, options)
     verdict = None
@@ -98,13 +98,18 @@ def _check_arguments(inputs: Path | None, against: Path | None, options: Options
             expected="--against ORIGINAL beside it",
             fix=f"add --against ORIGINAL, or leave {flag} out",
         )
-    if inputs is not None and options.get("data"):
+    refuse_both(inputs, options.get("data"))
+
+
+def refuse_both(inputs: Path | None, data: object) -> None:
+    """``--input`` and ``--data`` at once are refused."""
+    if inputs is not None and data:
         raise UsageError(
             "--input and --data both say what to run on.", expected="one of them", fix="leave one of the two out"
         )
 
 
-def _with_signature(model: Model) -> Model:
+def with_signature(model: Model) -> Model:
     """Opening does not look into ORT files; running them has to know their inputs."""
     if model.kind != "ort" or model.signature.inputs:
         return model
@@ -137,13 +142,14 @@ def _compare(
     if not original.assets.preprocess:
         original = replace(original, assets=model.assets)
     if inputs is not None:
-        options = {**options, "data": {"evaluation": _source(inputs, batch).spec}}
+        options = {**options, "data": {"evaluation": input_source(inputs, batch).spec}}
     verdict = compare(original, model, **cast(Options, options))
     stop_on_miss(verdict, verdict)
     return verdict
 
 
-def _source(path: Path, batch: int | None) -> Source:
+def input_source(path: Path, batch: int | None) -> Source:
+    """What ``--input`` names, as a data source; never code."""
     return Source(DataSource(source=str(path.absolute()), batch=batch or BATCH), Path.cwd(), False)
 
 
@@ -158,7 +164,7 @@ def _open_data(
 ) -> tuple[Model, Dataset]:
     """The model with its inputs completed, and what to run it on."""
     gathered = gather(model, flags=options.get("data"))
-    found = _source(inputs, batch) if inputs is not None else _evaluation(gathered, origin, against)
+    found = input_source(inputs, batch) if inputs is not None else evaluation_source(gathered, origin, against)
     known = {"evaluation": found} if found is not None else {}
     model = complete_inputs(model, replace(gathered, sources=known))
     preprocess, folder = model.assets.preprocess, model.assets.folder
@@ -182,7 +188,7 @@ def _open_data(
     return model, dataset
 
 
-def _evaluation(gathered: Gathered, origin: Origin | None, against: Path | None) -> Source | None:
+def evaluation_source(gathered: Gathered, origin: Origin | None, against: Path | None = None) -> Source | None:
     """Evaluation data: of a flag or ``data.yaml``, of the bundle's recipe, of ``data.yaml`` beside its original."""
     if "evaluation" in gathered.sources:
         return gathered.sources["evaluation"]

@@ -44,11 +44,16 @@ class Made:
     cached: bool
 
 
-def make(job: Job, pass_: Pass, before: Model, *, label: str, watch: Progress = silent) -> Made:
-    """The pass's result from the cache, or made now in a folder of its own."""
+def make(
+    job: Job, pass_: Pass, before: Model, *, label: str, watch: Progress = silent, remeasure: bool = False
+) -> Made:
+    """The pass's result from the cache, or made now in a folder of its own.
+
+    With ``remeasure`` a pass that decides by time runs again.
+    """
     key = step_key(job, pass_, before)
     with job.cache.lock(key):
-        folder = job.cache.get(key)
+        folder = None if remeasure and pass_.decides_by_time else job.cache.get(key)
         cached = folder is not None
         if folder is None:
             child = needs_child(before)
@@ -95,7 +100,8 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
         made.mkdir()
         started = time.perf_counter()
         with watched_memory() as peak:
-            outcome = _call(pass_, before, StepContext(job, made, label, watch, _reads(pass_, before)))
+            reads = _reads(pass_, before)
+            outcome = _call(pass_, before, StepContext(job, made, label, watch, reads, pass_.decides_by_time))
         seconds = time.perf_counter() - started
         if _stamp(files) != stamp:
             raise PassError(
@@ -153,6 +159,8 @@ def _reads(pass_: Pass, before: Model) -> frozenset[str]:
 
 def step_key(job: Job, pass_: Pass, before: Model) -> str:
     """Cache key: everything that decides what the pass makes of this model."""
+    from optkit.model.machine import fingerprint, machine
+
     facts: dict[str, Any] = {
         "optkit": __version__,
         "model": before.digest,
@@ -170,14 +178,10 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
     if "search" in pass_.uses_data:
         facts["judged"] = (job.limits, job.metric, job.outputs, job.exact)
     if pass_.uses_target:
-        facts["target"] = (job.target.provider, _machine_features())
+        facts["target"] = (job.target.provider, tuple(machine().features))
+    if pass_.decides_by_time:
+        facts["machine"] = fingerprint(job.target)
     return key_of(facts)
-
-
-def _machine_features() -> tuple[str, ...]:
-    from optkit.model.machine import machine
-
-    return tuple(machine().features)
 
 
 def _source_digest(cls: type[Pass]) -> str:

@@ -15,12 +15,12 @@ from optkit.passes._base import Pass
 from optkit.pipeline.cache import key_of
 from optkit.pipeline.context import Progress, judge_on, silent
 from optkit.pipeline.contract import may_change
-from optkit.pipeline.environment import artifact, environment
+from optkit.pipeline.environment import artifact, environment, load_average
 from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
 from optkit.pipeline.plan import Options, Plan, make_plan
 from optkit.pipeline.publish import publish
-from optkit.pipeline.steps import Policy, export, run_steps
+from optkit.pipeline.steps import NO_BENCH, Policy, estimate_others, export, run_steps
 from optkit.pipeline.stopwatch import time_result
 from optkit.recipe.recipe import Recipe
 
@@ -58,8 +58,8 @@ def optimize(
         BudgetMissed: a speed, size or memory limit was missed; likewise.
         OptkitError: something given is wrong, see ``optkit.errors``.
     """
-    plan = make_plan(model, recipe, output, options, force=force)
-    return execute(plan, Policy(strict=strict, bench=bench, remeasure=remeasure, watch=watch), force=force)
+    policy = Policy(strict=strict, bench=bench, remeasure=remeasure, watch=watch)
+    return execute(make_plan(model, recipe, output, options, force=force), policy, force=force)
 
 
 def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
@@ -69,14 +69,16 @@ def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
 
 
 def _execute(plan: Plan, policy: Policy, force: bool) -> Manifest:
-    job = plan.job
-    result, records = run_steps(job, [planned.step for planned in plan.steps], policy)
-    policy.watch("judging", len(records), len(records))
+    job, load = plan.job, load_average()
+    done = run_steps(job, [planned.step for planned in plan.steps], policy)
+    result = done[-1].after if done else job.original
+    policy.watch("judging", len(done), len(done))
     baseline = export(job, job.original)
-    kept = [p.step.options for p, r in zip(plan.steps, records, strict=True) if r.status == "changed"]
+    kept = [each.step.options for each in done if each.record.status == "changed"]
     verdict = final_verdict(job, result, may_change(kept))
     policy.watch("timing", 0, 1)
-    timing, note = time_result(job, baseline, result) if policy.bench else (None, "not timed: --no-bench")
+    timing, note = time_result(job, baseline, result, policy.allowance) if policy.bench else (None, NO_BENCH)
+    records = estimate_others(job, done, policy)
     verdict = add_limits(verdict, _budget(job, baseline, result, timing, note))
     manifest = Manifest(
         recipe_name=plan.recipe.name,
@@ -94,10 +96,11 @@ def _execute(plan: Plan, policy: Policy, force: bool) -> Manifest:
         verdict=verdict,
         timing=timing,
         timing_note=note,
+        timing_s=policy.allowance.spent,
         notes=plan.notes,
         session=dict(result.session),
         preprocess={name: dict(entry) for name, entry in job.original.assets.preprocess.items()},
-        environment=environment(job.target),
+        environment=environment(job.target, load),
         output=None if plan.output is None else str(plan.output),
     )
     stop_on_miss(manifest.verdict, manifest.model_copy(update={"output": None}), records)

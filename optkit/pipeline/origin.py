@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter
 
 from optkit.data.spec import DataSource
 from optkit.errors import GivenError, ModelError, PackageError
+from optkit.model.bundle_facts import reading_manifest
 from optkit.model.manifest import Manifest
 from optkit.model.model import Model
 from optkit.passes import _registry
 from optkit.passes._base import Pass
 from optkit.recipe.recipe import Recipe
-
-_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ class Origin:
             if step.status == "changed":
                 found = _registry.find(step.name)
                 if found.forms.get("torch") == "onnx":
-                    return _validated(self.file, partial(found.model_validate, step.config))
+                    with reading_manifest(self.file):
+                        return found.model_validate(step.config)
         return None
 
     def _kept(self) -> Iterator[type[Pass] | None]:
@@ -113,13 +112,11 @@ def read_origin(model: Model, *, bundle: bool) -> Origin | None:
             )
         return None
 
-    def validated() -> Origin:
+    with reading_manifest(file):
         manifest = Manifest.model_validate(stated)
         recipe = Recipe.model_validate({key: value for key, value in manifest.recipe.items() if key != "passes"})
         seed = TypeAdapter(NonNegativeInt).validate_python(manifest.options.get("seed", 0))
         return Origin(file, manifest, recipe, seed)
-
-    return _validated(file, validated)
 
 
 def default_exporter() -> Pass:
@@ -146,22 +143,3 @@ def _digest(stated: Any) -> Any:
     """As it stands in what may be anything."""
     result = stated.get("result") if isinstance(stated, dict) else None
     return result.get("digest") if isinstance(result, dict) else None
-
-
-def _validated(file: Path, make: Callable[[], _Made]) -> _Made:
-    """What ``make`` gives.
-
-    Raises:
-        ModelError: something in the manifest is not as optkit writes it.
-    """
-    try:
-        return make()
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ModelError(
-            f"The manifest cannot be used: {place + ': ' if place else ''}{first['msg']}.",
-            expected="manifest.json as this version of optkit writes it",
-            fix="make the bundle again with optkit optimize",
-            file=file,
-        ) from error

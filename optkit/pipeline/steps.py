@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from optkit.errors import BudgetMissed, GivenError, PassError, RecipeError
-from optkit.model.manifest import Change, Drift, Ratio, StepRecord
+from optkit.model.manifest import Change, Drift, StepRecord
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
 from optkit.passes._base import Pass
+from optkit.pipeline.allowance import Allowance
 from optkit.pipeline.cache import key_of
-from optkit.pipeline.context import Progress, silent, time_models
+from optkit.pipeline.context import Progress, silent
 from optkit.pipeline.contract import Check, check_split, check_step
 from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
 from optkit.pipeline.make import Made, make
+from optkit.pipeline.stopwatch import Estimate, estimate
 from optkit.recipe.recipe import Step
 
-STEP_BUDGET_S = 2.0
-"""Seconds of timing for each step that is there for speed."""
+NO_BENCH = "not timed: --no-bench"
+"""Note where nothing is timed because nobody wants it."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,48 @@ class Policy:
     remeasure: bool = False
     """Time again what a cached decision says."""
     watch: Progress = silent
+    allowance: Allowance = field(default_factory=Allowance)
+    """For timing; a Policy is made when the run starts."""
 
 
-def run_steps(job: Job, steps: Sequence[Step], policy: Policy) -> tuple[Model, list[StepRecord]]:
-    """Run the chain on the original; the model it ends with, and what happened at each step.
+@dataclass(frozen=True)
+class Done:
+    """One step as it went."""
+
+    step: Step
+    before: Model
+    after: Model
+    """The model to go on with."""
+    record: StepRecord
+
+
+def run_steps(job: Job, steps: Sequence[Step], policy: Policy) -> list[Done]:
+    """Run the chain on the original.
 
     Raises:
         PassError: a required step had no effect, or a promise was broken under ``strict``.
         BudgetMissed: a required step is measured slower.
         RecipeError: a pass cannot work on what the steps before it made.
     """
-    model, records = job.original, []
-    kept: list[Pass] = []
+    model, done = job.original, list[Done]()
     for index, step in enumerate(steps):
         policy.watch(step.id, index, len(steps))
-        model, record = run_step(job, step, model, policy, kept)
-        kept += [step.options] if record.status == "changed" else []
-        records.append(record)
-    return model, records
+        kept = [each.step.options for each in done if each.record.status == "changed"]
+        after, record = run_step(job, step, model, policy, kept)
+        done.append(Done(step, model, after, record))
+        model = after
+    return done
+
+
+def estimate_others(job: Job, done: Sequence[Done], policy: Policy) -> list[StepRecord]:
+    """The records, with estimates also of the steps that were not timed yet: only shown, they take what is left."""
+    records = [each.record for each in done]
+    for index in sorted(range(len(done)), key=lambda index: not done[index].step.options.for_speed):
+        each = done[index]
+        if each.record.status == "changed" and each.record.speedup is None:
+            found = _estimate(job, each.before, each.after, policy, decides=False)
+            records[index] = each.record.model_copy(update={"speedup": found.ratio, "timing_note": found.note})
+    return records
 
 
 def run_step(job: Job, step: Step, before: Model, policy: Policy, earlier: Sequence[Pass]) -> tuple[Model, StepRecord]:
@@ -60,7 +86,7 @@ def run_step(job: Job, step: Step, before: Model, policy: Policy, earlier: Seque
     if reason:
         return before, _record(step, before, "skipped", reason)
     refuse(step, step.options.applies_to(job.target) or step.options.applies(before, job.target))
-    made = make(job, step.options, before, watch=policy.watch, label=step.id)
+    made = make(job, step.options, before, watch=policy.watch, label=step.id, remeasure=policy.remeasure)
     if made.model is None:
         return before, _no_effect(step, before, made, _why_nothing(made.facts))
     check = _checked(job, step, before, made, earlier)
@@ -69,13 +95,22 @@ def run_step(job: Job, step: Step, before: Model, policy: Policy, earlier: Seque
         return before, _record(step, before, "rolled back", check.problem, made, check.drift)
     if made.model.digest == before.digest and made.model.session == before.session:
         return before, _no_effect(step, before, made, "its result is the same model, byte for byte")
-    speedup = _speedup(job, step, before, made.model, policy)
-    if speedup is not None and speedup.word == "slower" and step.keep == "measured":
-        slower = f"measured slower: {speedup.speedup:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
+    timed = _estimate(job, before, made.model, policy, decides=True) if step.options.for_speed else Estimate()
+    slower = _slower(timed)
+    if slower and step.keep == "measured":
         if step.required:
             raise _required_but_slower(step, slower)
-        return before, _record(step, before, "rolled back", slower, made, check.drift, speedup)
-    return made.model, _record(step, made.model, "changed", "", made, check.drift, speedup)
+        return before, _record(step, before, "rolled back", slower, made, check.drift, timed)
+    reason = f"kept although {slower} (keep: always)" if slower else ""
+    return made.model, _record(step, made.model, "changed", reason, made, check.drift, timed)
+
+
+def _slower(timed: Estimate) -> str:
+    """Empty, or in words that the step made the model slower."""
+    if not timed.slower or timed.ratio is None:
+        return ""
+    ratio = timed.ratio
+    return f"measured slower: {ratio.speedup:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def _required_but_slower(step: Step, slower: str) -> BudgetMissed:
@@ -180,25 +215,14 @@ def _checked(job: Job, step: Step, before: Model, made: Made, earlier: Sequence[
     return Check(**{**known, "drift": drift and Drift(**drift)})
 
 
-def _speedup(job: Job, step: Step, before: Model, after: Model, policy: Policy) -> Ratio | None:
-    """A coarse estimate of what the step brought, kept with the machine's fingerprint."""
-    comparable = before.form == after.form == "onnx" and step.options.for_speed
-    if not (policy.bench and comparable):
-        return None
-    from optkit.model.machine import fingerprint
-
-    data = (job.splits.get("search") or job.splits["evaluation"]).digest
-    facts: dict[str, Any] = {"what": "timing", "before": before.digest, "after": after.digest, "data": data}
-    facts |= {"session": (before.session, after.session)}
-    key = key_of({**facts, "machine": fingerprint(job.target)})
-    known = None if policy.remeasure else job.cache.get_facts(key)
-    if known is not None:
-        return Ratio(**known)
-    ratio = time_models(job, [before, after], STEP_BUDGET_S)[1]
-    if ratio.word == "slower":  # on a busy machine one measurement may be chance
-        ratio = time_models(job, [before, after], 2 * STEP_BUDGET_S)[1]
-    job.cache.put_facts(key, ratio.model_dump(), f"timing of {step.id}")
-    return ratio
+def _estimate(job: Job, before: Model, after: Model, policy: Policy, *, decides: bool) -> Estimate:
+    """A coarse estimate of what the step brought; torch models are timed as the recipe exports them."""
+    models = [export(job, before), export(job, after)]
+    if models[0].digest == models[1].digest and models[0].session == models[1].session:
+        return Estimate()
+    if not policy.bench:
+        return Estimate(note=NO_BENCH)
+    return estimate(job, models, policy.allowance, decides=decides, remeasure=policy.remeasure)
 
 
 def _stop_or_go(step: Step, before: Model, check: Check, policy: Policy) -> None:
@@ -224,7 +248,7 @@ def _record(
     reason: str,
     made: Made | None = None,
     drift: Drift | None = None,
-    speedup: Ratio | None = None,
+    timed: Estimate = Estimate(),  # noqa: B008 - frozen
 ) -> StepRecord:
     facts: dict[str, Any] = made.facts if made else {}
     return StepRecord(
@@ -240,7 +264,8 @@ def _record(
         session=facts.get("session", {}) if status == "changed" else {},
         decisions=tuple(facts.get("decisions", ())),
         drift=drift,
-        speedup=speedup,
+        speedup=timed.ratio,
+        timing_note=timed.note,
         seconds=facts.get("seconds", 0.0),
         peak_mb=facts.get("peak_mb"),
         cached=made.cached if made else False,

@@ -58,12 +58,14 @@ class Envelope(BaseModel):
 
 def output_schema() -> dict[str, Any]:
     """JSON schema (2020-12) of every ``--json``: the envelope, and what stands in it as ``result``."""
+    from optkit.bench.facts import BenchFacts
+    from optkit.bench.profile_facts import ProfileFacts
     from optkit.model.manifest import Manifest, Verdict
     from optkit.report.doctor import Diagnosis
     from optkit.report.inspect import Inspection
     from optkit.report.run import RunFacts
 
-    kinds: tuple[type[BaseModel], ...] = (Manifest, Verdict, RunFacts, Inspection, Diagnosis)
+    kinds: tuple[type[BaseModel], ...] = (Manifest, Verdict, RunFacts, BenchFacts, ProfileFacts, Inspection, Diagnosis)
     schema = Envelope.model_json_schema(by_alias=True, mode="serialization")
     definitions = schema.setdefault("$defs", {})
     for kind in kinds:
@@ -71,8 +73,8 @@ def output_schema() -> dict[str, Any]:
         definitions.update(own.pop("$defs", {}))
         definitions[kind.__name__] = own
     schema["properties"]["result"] = {
-        "description": "optimize: Manifest; check and run --against: Verdict; run: RunFacts; inspect: Inspection; "
-        "doctor: Diagnosis; other verbs: their own facts",
+        "description": "optimize: Manifest; check and run --against: Verdict; run: RunFacts; bench: BenchFacts; "
+        "profile: ProfileFacts; inspect: Inspection; doctor: Diagnosis; other verbs: their own facts",
         "anyOf": [*({"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds), {}],
     }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"

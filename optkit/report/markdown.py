@@ -10,23 +10,22 @@ from optkit.report.tables import (
     fidelity_table,
     limits_table,
     measured_on,
-    overview_table,
     verdict_line,
 )
+from optkit.report.waterfall import timing_lines, waterfall
 
 
 def markdown(manifest: Manifest) -> str:
     """The whole report: verdict, result, passes, outputs, limits, environment."""
     here = manifest.environment
     title = f"# optkit: {manifest.original.path} with the recipe {manifest.recipe_name}"
-    parts = [title, _verdict(manifest.verdict), _table(overview_table(manifest))]
-    parts += [_notes(manifest), _table(fidelity_table(manifest.verdict)), _table(limits_table(manifest.verdict))]
-    if manifest.timing is not None:
-        ratio = manifest.timing.result
-        parts.append(
-            f"Timed on {ratio.inputs}, {here.threads} threads, {ratio.blocks} interleaved blocks, "
-            f"{ratio.confidence:.0%} interval."
-        )
+    parts = [title, _verdict(manifest.verdict), table_markdown(waterfall(manifest))]
+    parts += [
+        " ".join(timing_lines(manifest)),
+        _notes(manifest),
+        table_markdown(fidelity_table(manifest.verdict)),
+        table_markdown(limits_table(manifest.verdict)),
+    ]
     if manifest.session:
         entries = "\n".join(f"- `{key}` = `{value}`" for key, value in manifest.session.items())
         parts.append(f"onnxruntime session config entries this model wants:\n\n{entries}")
@@ -49,7 +48,7 @@ def command(manifest: Manifest) -> str:
 def verdict_markdown(verdict: Verdict, original: str, result: str) -> str:
     """The report of a comparison."""
     parts = [f"# optkit check: {original} against {result}", _verdict(verdict)]
-    parts += [_metrics(verdict), _table(fidelity_table(verdict)), _table(limits_table(verdict))]
+    parts += [_metrics(verdict), table_markdown(fidelity_table(verdict)), table_markdown(limits_table(verdict))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -73,7 +72,8 @@ def _notes(manifest: Manifest) -> str:
     return "Notes:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _table(table: Table) -> str:
+def table_markdown(table: Table) -> str:
+    """A table with its title as a heading; nothing where it has no rows."""
     if not table.rows:
         return ""
     head = "| " + " | ".join(table.heads) + " |"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optkit.model.manifest import LimitResult, Manifest, OutputFidelity, Ratio, StepRecord, Verdict
-
-BRIEF = 70
-"""Characters up to which a step's changes are all listed."""
+from optkit.model.manifest import LimitResult, OutputFidelity, Verdict
 
 
 @dataclass(frozen=True)
@@ -19,6 +16,10 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     rules: tuple[int, ...] = ()
     """Indices of the rows with a line below."""
+
+    def without_last(self) -> Table:
+        """The same without the last column."""
+        return Table(self.title, self.heads[:-1], tuple(row[:-1] for row in self.rows), self.rules)
 
 
 def size(count: float) -> str:
@@ -33,60 +34,6 @@ def size(count: float) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """A figure, or a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}g}"
-
-
-def speedup(ratio: Ratio | None) -> str:
-    """``1.84x [1.79, 1.90]``."""
-    return "-" if ratio is None else f"{ratio.speedup:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
-def overview_table(manifest: Manifest) -> Table:
-    """The whole run: the original, pass by pass what changed, the result; size, latency, drift and task accuracy."""
-    timing, metrics, drift = manifest.timing, manifest.verdict.metrics, _worst_cosine(manifest.verdict)
-    eager = "" if timing is None or timing.torch_eager_ms is None else f" (torch {timing.torch_eager_ms:.3g} ms)"
-    before = "-" if timing is None else f"{timing.result.baseline_ms:.3g} ms{eager}"
-    after = "not timed" if timing is None else f"{timing.result.candidate_ms:.3g} ms, {in_words(timing.result)}"
-    original = ("original", manifest.original.kind, size(manifest.original.size_bytes), before, "")
-    result = ("result", _changed_steps(manifest), size(manifest.result.size_bytes), after, drift)
-    rows = [
-        (*original, *(f"{metric.original:.4f}" for metric in metrics)),
-        *((*_step_row(step), *("" for _ in metrics)) for step in manifest.steps),
-        (*result, *(f"{m.result:.4f} (drop {m.drop:.4f})" for m in metrics)),
-    ]
-    heads = ("step", "what changed", "size", "latency", "cosine", *(metric.name for metric in metrics))
-    return Table("", heads, tuple(rows), rules=(0, len(rows) - 2))
-
-
-def _worst_cosine(verdict: Verdict) -> str:
-    found = [output.cosine for output in verdict.outputs if output.cosine is not None]
-    return f"{min(found):.6f}" if found else "-"
-
-
-def _changed_steps(manifest: Manifest) -> str:
-    changed = [step.id for step in manifest.steps if step.status == "changed"]
-    undone = [step.id for step in manifest.steps if step.status == "rolled back"]
-    return (", ".join(changed) or "nothing changed") + (f"; rolled back: {', '.join(undone)}" if undone else "")
-
-
-def in_words(ratio: Ratio) -> str:
-    """``faster: 1.84x [1.79, 1.90]``."""
-    return f"{ratio.word}: {speedup(ratio)}"
-
-
-def _step_row(step: StepRecord) -> tuple[str, ...]:
-    cosine = "" if step.drift is None or step.drift.cosine is None else f"{step.drift.cosine:.6f}"
-    coarse = "" if step.speedup is None else f"about {step.speedup.speedup:.2f}x"
-    return (step.id, what_changed(step), size(step.size_bytes), coarse, cosine)
-
-
-def what_changed(step: StepRecord) -> str:
-    """One line: the changes, or the status with its reason."""
-    if step.status != "changed":
-        return f"{step.status}: {step.reason}" if step.reason else step.status
-    listed = "; ".join(f"{change.where}: {change.what}" for change in step.changes)
-    if len(listed) <= BRIEF or len(step.changes) == 1:
-        return listed or "changed"
-    return f"{len(step.changes)} changes: {listed.split('; ')[0]}; ..."
 
 
 def fidelity_table(verdict: Verdict) -> Table:

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
 from optkit.data.dataset import Arrays
+
+
+@dataclass(frozen=True)
+class RunnerAbout:
+    """Which engine a runner uses, how, and how long each part of making it ready took."""
+
+    engine: str
+    """onnxruntime, openvino, torch, torch-compile."""
+    version: str
+    """Of the engine's package."""
+    import_s: float
+    """Importing the engine; near 0 where this process had imported it before."""
+    load_s: float
+    """Reading the file: the module built and filled, or the graph read; 0 where the engine does it with the session."""
+    session_s: float
+    """Making it ready: graph optimization, compilation, allocation. (torch.compile compiles in the first call.)"""
+    provider: str = "cpu"
+    """Short name."""
+    placement: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Short provider name -> operator -> nodes, as the engine runs them; empty = the engine does not tell."""
+    precision: str = ""
+    """In which the engine computes, where it chooses by itself (OpenVINO: f32, bf16)."""
+    spinning: bool | None = None
+    """Whether the engine's idle threads spin; None = the engine does not say."""
+    session: Mapping[str, str] = field(default_factory=dict)
+    """Session config entries it was opened with."""
 
 
 class Runner(Protocol):
@@ -14,6 +41,11 @@ class Runner(Protocol):
 
     outputs: tuple[str, ...]
     """Names of the arrays that ``run`` returns, in order."""
+
+    @property
+    def about(self) -> RunnerAbout:
+        """Engine, settings and times of this runner; cheap. ModelError once it is closed."""
+        ...
 
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs by name, for one batch of inputs by name.
@@ -27,8 +59,10 @@ class Runner(Protocol):
     def bind(self, inputs: Arrays) -> Callable[[], object]:
         """A call that runs these inputs again and again with as little around the engine as can be, for timing.
 
+        Runs them once itself, so that whatever is wrong is said here: time the first inference with ``run``, before.
+
         Raises:
-            DataError: as ``run``; checked once, here.
+            DataError, ModelError: as ``run``; checked once, here.
         """
         return lambda: self.run(inputs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from optkit.errors import DataError, ModelError, ProviderError
 from optkit.model.machine import usable_threads
 from optkit.model.model import Model
 from optkit.model.target import Target
-from optkit.runner.base import Runner
+from optkit.runner.base import Runner, RunnerAbout
+from optkit.runner.feeds import Port, fit_feeds, from_bfloat16
 from optkit.runner.providers import built_in, import_ort, ort_failures, placement, reason, require, short_name
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ DTYPES = {
 
 _BFLOAT16 = 16
 """``onnx.TensorProto.BFLOAT16``: numpy has no such type, so these tensors travel as raw values."""
+
+_SPINNING = "session.intra_op.allow_spinning"
+"""Session config entry; onnxruntime's own default is that idle threads spin."""
 
 _NVIDIA = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 """Providers whose libraries may lie in pip packages, where the loader does not look by itself."""
@@ -56,6 +61,7 @@ class OnnxRunner(Runner):
         outputs: names to return, in this order; None = the model's own outputs.
         session: onnxruntime session config entries, over those of ``model.session``.
         optimize: False switches all of onnxruntime's graph optimizations off.
+        configure: sets session options that are no config entries (profiling), before the session is made.
 
     Raises:
         ModelError: the file does not load, or has no tensor of a name in ``outputs``.
@@ -71,22 +77,32 @@ class OnnxRunner(Runner):
         outputs: Sequence[str] | None = None,
         session: Mapping[str, str] | None = None,
         optimize: bool = True,
+        configure: Callable[[onnxruntime.SessionOptions], None] | None = None,
     ) -> None:
         self._model = model
+        begin = time.perf_counter()
+        self._version: str = import_ort().__version__
+        self._import_s = time.perf_counter() - begin
         provider = require(target.provider)
         declared = {spec.name for spec in model.signature.outputs}
-        structure, entries = None, {"session.record_ep_graph_assignment_info": "1"} | dict(model.session)
+        self._entries = dict(model.session) | dict(session or {})
+        structure, entries = None, {"session.record_ep_graph_assignment_info": "1"} | self._entries
         if outputs is not None and not declared.issuperset(outputs) and model.kind == "onnx":
             structure, entries = _with_outputs(model, outputs), entries | _beside(model)
-        options = _options(target, entries | dict(session or {}), optimize)
+        begin = time.perf_counter()
+        options = _options(target, entries, optimize)
+        if configure is not None:
+            configure(options)
         self._session: onnxruntime.InferenceSession | None = _open(model, provider, options, structure)
-        self._inputs = {spec.name: spec for spec in self.session.get_inputs()}
+        self._session_s = time.perf_counter() - begin
+        self._inputs = {spec.name: _port(spec) for spec in self.session.get_inputs()}
         types = {spec.name: spec.type for spec in self.session.get_outputs()}
         self.outputs = tuple(types) if outputs is None else tuple(outputs)
         if unknown := [name for name in self.outputs if name not in types]:
             raise _no_tensor(model, unknown, types)
-        kinds = [spec.type for spec in self._inputs.values()] + [types[name] for name in self.outputs]
-        self._bfloat16 = "tensor(bfloat16)" in kinds
+        self._bfloat16 = "bfloat16" in {port.dtype for port in self._inputs.values()} or "tensor(bfloat16)" in {
+            types[name] for name in self.outputs
+        }
 
     @property
     def session(self) -> onnxruntime.InferenceSession:
@@ -94,6 +110,21 @@ class OnnxRunner(Runner):
         if self._session is None:
             raise ModelError("The runner is closed.", file=self._model.path, fix="open a new one")
         return self._session
+
+    @property
+    def about(self) -> RunnerAbout:
+        """Engine, settings and times; see ``Runner.about``. onnxruntime reads the file with the session."""
+        return RunnerAbout(
+            engine="onnxruntime",
+            version=self._version,
+            import_s=self._import_s,
+            load_s=0.0,
+            session_s=self._session_s,
+            provider=self.provider,
+            placement=self.placement(),
+            spinning=self._entries.get(_SPINNING, "1") == "1",
+            session=self._entries,
+        )
 
     @property
     def provider(self) -> str:
@@ -106,7 +137,7 @@ class OnnxRunner(Runner):
 
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs by name, for one batch; see ``Runner.run``."""
-        feeds = self._feeds(inputs)
+        feeds = fit_feeds(inputs, self._inputs)
         try:
             values = self._compute_raw(feeds) if self._bfloat16 else self.session.run(list(self.outputs), feeds)
         except ort_failures() as error:
@@ -124,7 +155,7 @@ class OnnxRunner(Runner):
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
         """``session.run`` alone on checked inputs; see ``Runner.bind``."""
-        feeds = self._feeds(inputs)
+        feeds = fit_feeds(inputs, self._inputs)
         self.run(inputs)
         if self._bfloat16:
             return lambda: self._compute_raw(feeds)
@@ -134,19 +165,6 @@ class OnnxRunner(Runner):
     def close(self) -> None:
         """End the session and its threads."""
         self._session = None
-
-    def _feeds(self, inputs: Arrays) -> Arrays:
-        """The inputs in the model's dtypes."""
-        if inputs.keys() != self._inputs.keys():
-            missing = [name for name in self._inputs if name not in inputs]
-            extra = [name for name in inputs if name not in self._inputs]
-            words = [f"input '{n}' is missing" for n in missing] + [f"'{n}' is no input" for n in extra]
-            raise DataError(
-                f"The data do not fit the model: {', '.join(words)}.",
-                expected="arrays named " + ", ".join(self._inputs),
-                fix="name them so, or map them with columns: {input: column}",
-            )
-        return {name: _fit(inputs[name], spec) for name, spec in self._inputs.items()}
 
     def _compute_raw(self, feeds: Arrays) -> list[Array]:
         ort = import_ort()
@@ -167,7 +185,7 @@ class OnnxRunner(Runner):
             text = " ".join(str(error).split("INVALID_ARGUMENT : ")[-1].split("Please fix")[0].split())
             return DataError(
                 f"The data do not fit the model: {text}.",
-                expected="; ".join(f"{spec.name} of shape {spec.shape}" for spec in self._inputs.values()),
+                expected="; ".join(f"{port.name} of shape {port.shape}" for port in self._inputs.values()),
                 fix="give arrays of that shape",
             )
         return ModelError(
@@ -176,6 +194,11 @@ class OnnxRunner(Runner):
             expected="a model that runs on these inputs",
             fix="check the model and the inputs with 'optkit inspect'",
         )
+
+
+def _port(spec: Any) -> Port:
+    """onnxruntime's own description of an input."""
+    return Port(spec.name, DTYPES.get(spec.type.removeprefix("tensor(").removesuffix(")"), ""), spec.shape)
 
 
 def _options(target: Target, entries: Mapping[str, str], optimize: bool) -> onnxruntime.SessionOptions:
@@ -271,46 +294,10 @@ def _beside(model: Model) -> dict[str, str]:
     return {"session.model_external_initializers_file_folder_path": str(model.path.parent.resolve())}
 
 
-def _fit(array: Array, spec: Any) -> Array:
-    """The array in the input's dtype: floats may change width, whole numbers only if no value changes."""
-    wanted = DTYPES.get(spec.type.removeprefix("tensor(").removesuffix(")"))
-    given = array.dtype.name
-    if given == wanted or wanted is None or (wanted == "string" and array.dtype.kind in "OUS"):
-        return array
-    cast = _cast(array, wanted)
-    if cast is None:
-        raise DataError(
-            f"Input '{spec.name}' takes {wanted}, but the data are {given}.",
-            expected=f"{spec.name} as {wanted} of shape {spec.shape}",
-            fix=f"convert it: array.astype('{wanted}')",
-        )
-    return cast
-
-
-def _cast(array: Array, wanted: str) -> Array | None:
-    kind = "f" if array.dtype.name == "bfloat16" else array.dtype.kind
-    if kind == "f" and "float" in wanted:
-        return array.astype(_dtype(wanted))
-    if kind in "iu" and wanted.lstrip("u").startswith("int"):
-        range_ = np.iinfo(wanted)
-        fits = not array.size or (int(array.min()) >= range_.min and int(array.max()) <= range_.max)
-        return array.astype(wanted) if fits else None
-    return None
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    found: np.dtype[Any] = np.dtype(name)
-    return found
-
-
 def _array(value: onnxruntime.OrtValue) -> Array:
     """The value as numpy; bfloat16, which onnxruntime does not convert, as float32."""
     if value.data_type() != "tensor(bfloat16)":
         return np.asarray(value.numpy())
     size = int(np.prod(value.shape(), dtype=np.int64)) * 2
     raw = ctypes.string_at(value.data_ptr(), size) if size else b""
-    return np.frombuffer(raw, dtype=_dtype("bfloat16")).reshape(value.shape()).astype(np.float32)
+    return from_bfloat16(np.frombuffer(raw, dtype=np.uint16).reshape(value.shape()))

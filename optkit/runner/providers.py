@@ -166,12 +166,3 @@ def placement(session: onnxruntime.InferenceSession) -> dict[str, dict[str, int]
         counter = counts.setdefault(short_name(part.ep_name), Counter())
         counter.update(node.op_type for node in part.get_nodes())
     return {name: dict(sorted(counter.items())) for name, counter in counts.items()}
-
-
-def placement_lines(placed: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """For people: ``cpu: 12 nodes (5 MatMul, 4 Add, 3 Relu)``, most frequent operator first."""
-    lines = []
-    for name, counts in placed.items():
-        most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        lines.append(f"{name}: {sum(counts.values())} nodes ({', '.join(f'{n} {op}' for op, n in most)})")
-    return lines

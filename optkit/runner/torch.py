@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optkit.data.dataset import Array, Arrays
-from optkit.errors import DataError, ModelError, OptkitError
+from optkit.errors import DataError, ModelError, OptkitError, PackageError
 from optkit.model.load_torch import bind_inputs, first_line, load_module, name_outputs, to_tensor
 from optkit.model.model import Model
 from optkit.model.signature import TensorSpec
-from optkit.runner.base import Runner
+from optkit.runner.base import Runner, RunnerAbout
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_COMPILER_ERRORS = {"InvalidCxxCompiler", "CppCompileError"}
+"""Classes of torch._inductor.exc: no C++ compiler, or one that did not compile the generated code."""
 
 _FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 
@@ -27,16 +33,26 @@ class TorchRunner(Runner):
     Args:
         model: of form ``torch``.
         threads: intra-op threads of this process while the runner is open.
+        compile: go through ``torch.compile`` with its defaults. It compiles in the first call, for that shape; again
+            in the second shape, then for any.
 
     Raises:
-        ModelError: the model does not load.
+        ModelError: the model does not load, or is TorchScript, which torch.compile leaves as it is.
         PackageError: torch or transformers is not installed.
     """
 
-    def __init__(self, model: Model, threads: int) -> None:
+    def __init__(self, model: Model, threads: int, *, compile: bool = False) -> None:
+        if compile and model.kind == "torchscript":
+            raise _not_compiled(model)
+        begin = time.perf_counter()
+        with contextlib.suppress(ImportError):  # load_module says what is missing
+            import torch
+        imported = time.perf_counter()
         self._module = load_module(model)
-        import torch
-
+        loaded = time.perf_counter()
+        self._call: Callable[..., object] = torch.compile(self._module) if compile else self._module
+        self._seconds = (imported - begin, loaded - imported, time.perf_counter() - loaded if compile else 0.0)
+        self._compiled = compile
         self._model = model
         self._before = torch.get_num_threads()
         self._closed = False
@@ -44,29 +60,49 @@ class TorchRunner(Runner):
         if threads > 0:
             torch.set_num_threads(threads)
 
+    @property
+    def about(self) -> RunnerAbout:
+        """Engine and times; see ``Runner.about``."""
+        import torch
+
+        self._refuse_closed()
+        import_s, load_s, session_s = self._seconds
+        return RunnerAbout(
+            engine="torch-compile" if self._compiled else "torch",
+            version=str(torch.__version__),  # a class of torch, which whoever unpickles it would have to import
+            import_s=import_s,
+            load_s=load_s,
+            session_s=session_s,
+        )
+
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs by name, for one batch; see ``Runner.run``."""
         import torch
 
-        self._check(inputs)
-        specs = {spec.name: spec for spec in self._model.signature.inputs}
-        tensors = {name: to_tensor(name, array, _wanted(array, specs.get(name))) for name, array in inputs.items()}
-        args, kwargs = bind_inputs(self._module, tensors, list(specs))
+        args, kwargs = self._arguments(inputs)
         try:
             with torch.inference_mode():
-                found = name_outputs(self._module(*args, **kwargs))
+                found = name_outputs(self._call(*args, **kwargs))
         except OptkitError:
             raise
         except (Exception, SystemExit) as error:  # forward is the user's code; torch's errors have no common class
-            shapes = ", ".join(f"{name}={array.dtype}{list(array.shape)}" for name, array in inputs.items())
-            raise ModelError(
-                f"torch failed on {shapes}: {first_line(error)}.",
-                expected="inputs that the module's forward takes",
-                fix="check names, dtypes and shapes; state them with --signature",
-                file=self._model.path,
-            ) from error
+            raise self._blame(error, inputs) from error
         self.outputs = tuple(found)
         return {name: _array(tensor) for name, tensor in found.items()}
+
+    def bind(self, inputs: Arrays) -> Callable[[], object]:
+        """The module's call on tensors made once; outputs stay tensors. See ``Runner.bind``."""
+        import torch
+
+        self.run(inputs)
+        args, kwargs = self._arguments(inputs)
+        call, inference = self._call, torch.inference_mode
+
+        def once() -> object:
+            with inference():
+                return call(*args, **kwargs)
+
+        return once
 
     def close(self) -> None:
         """Drop the module, and give the process its number of threads back."""
@@ -75,11 +111,21 @@ class TorchRunner(Runner):
         if not self._closed:
             torch.set_num_threads(self._before)
             self._closed = True
-            del self._module
+            del self._module, self._call
 
-    def _check(self, inputs: Arrays) -> None:
+    def _refuse_closed(self) -> None:
         if self._closed:
             raise ModelError("The runner is closed.", file=self._model.path, fix="open a new one")
+
+    def _arguments(self, inputs: Arrays) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The module's arguments as tensors of its dtypes."""
+        self._refuse_closed()
+        self._check(inputs)
+        specs = {spec.name: spec for spec in self._model.signature.inputs}
+        tensors = {name: to_tensor(name, array, _wanted(array, specs.get(name))) for name, array in inputs.items()}
+        return bind_inputs(self._module, tensors, list(specs))
+
+    def _check(self, inputs: Arrays) -> None:
         specs = {spec.name: spec for spec in self._model.signature.inputs}
         if not specs:
             return
@@ -92,6 +138,34 @@ class TorchRunner(Runner):
                 expected="; ".join(map(str, specs.values())),
                 fix="name and convert the arrays so, or map names with columns: {input: column}",
             )
+
+    def _blame(self, error: BaseException, inputs: Arrays) -> ModelError | PackageError:
+        inner: BaseException = getattr(error, "inner_exception", error)
+        if type(inner).__name__ in _COMPILER_ERRORS:
+            told = next((line.strip() for line in str(inner).splitlines() if "error: " in line), first_line(inner))
+            return PackageError(
+                f"torch.compile needs a C++ compiler that works: {told}.",
+                expected="g++ or clang with the headers of this Python",
+                fix="apt install g++ python3-dev, or name a compiler in CXX; or time the model as it is: MODEL@eager",
+            )
+        shapes = ", ".join(f"{name}={array.dtype}{list(array.shape)}" for name, array in inputs.items())
+        engine = "torch.compile" if self._compiled else "torch"
+        hint = "; if MODEL@eager runs, it is torch.compile that cannot do this model" if self._compiled else ""
+        return ModelError(
+            f"{engine} failed on {shapes}: {first_line(error)}.",
+            expected="inputs that the module's forward takes",
+            fix=f"check names, dtypes and shapes; state them with --signature{hint}",
+            file=self._model.path,
+        )
+
+
+def _not_compiled(model: Model) -> ModelError:
+    return ModelError(
+        "This is TorchScript, which torch.compile leaves as it is.",
+        file=model.path,
+        expected="a torch.export archive, a state_dict with --factory, or a Hugging Face folder",
+        fix="time it as it is: MODEL@eager; or save the module with torch.export.save",
+    )
 
 
 def _misfit(spec: TensorSpec, array: Array) -> str:

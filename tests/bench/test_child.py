@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optkit.bench import child
-from optkit.bench.child import peak_bytes, time_block, warm_up
+from optkit.bench.child import peak_bytes, steady, time_block, warm_up
 
 
 class Clock:
@@ -32,22 +32,37 @@ def test_a_block_times_every_call_from_its_start(monkeypatch: pytest.MonkeyPatch
 
 
 def test_warm_up_ends_when_times_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = clocked(Clock(0.5, 0.2, 0.1, 0.05, 0.03125), monkeypatch)
-    assert warm_up(clock) == 0.03125
-    assert len(clock.seen) < 17  # five fast calls beside five that were as fast
+    clock = clocked(Clock(0.25, 0.125, 0.03125), monkeypatch)
+    warm = warm_up(clock)
+    assert (warm.seconds_per_call, warm.steady) == (0.03125, True)
+    assert warm.calls == len(clock.seen) == 10  # five that differ in their median from none of the five before
+    assert warm.seconds == clock.now
+
+
+def test_fast_calls_warm_up_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    warm = warm_up(clocked(Clock(0.001), monkeypatch))
+    assert warm.seconds == pytest.approx(child.SETTLE_S, abs=0.0021)
 
 
 def test_warm_up_of_times_that_never_settle_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = clocked(Clock(*[0.01 * 1.1**n for n in range(100)]), monkeypatch)
-    warm_up(clock)
+    warm = warm_up(clock)
     assert child.WARM_S <= clock.now < child.WARM_S + 0.15
-    assert len(clock.seen) == 26
+    assert (warm.calls, warm.steady) == (26, False)
 
 
 def test_a_slow_model_is_called_twice_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = clocked(Clock(9.0, 8.0), monkeypatch)
-    assert warm_up(clock) == 8.5
+    warm = warm_up(clock)
+    assert (warm.seconds_per_call, warm.calls, warm.steady) == (8.5, 2, False)
     assert clock.seen == [0, 1]
+
+
+def test_few_calls_are_judged_by_halves() -> None:
+    assert steady([1.0, 1.04])
+    assert not steady([1.0, 1.06])
+    assert steady([9.0, 1.0, 1.0, 1.0, 1.0])
+    assert not steady([2.0] * 5 + [1.0] * 5)
 
 
 def test_peak_memory_follows_what_is_touched() -> None:

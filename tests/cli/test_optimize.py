@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from optkit.bench.measure import Rules
 from optkit.model.manifest import Manifest
 from optkit.recipe.recipe import Recipe
 from tests.command import SAMPLES, assert_refused, beside, call, write_data, write_mlp, write_recipe
@@ -29,8 +30,8 @@ def asked(tmp_path: Path) -> Asked:
 @pytest.fixture
 def timed(tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Asked:
     """The same with short measurements, and a step that stays even where it is slower."""
-    monkeypatch.setattr("optkit.pipeline.stopwatch.BUDGET_S", 0.2)
-    monkeypatch.setattr("optkit.pipeline.steps.STEP_BUDGET_S", 0.1)
+    monkeypatch.setattr("optkit.pipeline.stopwatch.FULL_S", (0.2, 0.2))
+    monkeypatch.setattr("optkit.pipeline.stopwatch.COARSE", Rules(budget_s=0.1, launches=1))
     write_recipe(tmp_path / "r.yaml", "quantize-dynamic: {keep: always}")
     return tuple(word for word in asked if word != "--no-bench")
 

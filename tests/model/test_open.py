@@ -533,10 +533,10 @@ def test_bundle_with_ort_has_the_signature_of_its_manifest(tmp_path: Path) -> No
 
 def test_bundle_that_cannot_be_read(tmp_path: Path) -> None:
     write_bundle(tmp_path, schema_version=2)
-    error = refused(tmp_path, "manifest cannot be read: schema_version: ")
+    error = refused(tmp_path, "manifest cannot be used: schema_version: ")
     assert str(tmp_path / "model.onnx") in error.fix
     (tmp_path / "manifest.json").write_text("{")
-    refused(tmp_path, "manifest cannot be read")
+    refused(tmp_path, "manifest cannot be used")
     write_bundle(tmp_path)
     (tmp_path / "preprocess.json").write_text('{"x": 1}')
     refused(tmp_path, "preprocess.json cannot be read")

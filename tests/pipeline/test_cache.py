@@ -23,20 +23,21 @@ from optkit.data.spec import DataSource
 from optkit.errors import OutputError, PassError, UsageError
 from optkit.evaluate.limits import Limits
 from optkit.model.machine import machine
-from optkit.model.manifest import Manifest, Ratio
+from optkit.model.manifest import Manifest
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.pipeline import optimize as optimize_module
-from optkit.pipeline import stopwatch as stopwatch_module
 from optkit.pipeline.cache import Cache, key_of
 from optkit.pipeline.job import Job, outputs_key
 from optkit.pipeline.make import make, step_key
 from optkit.pipeline.optimize import optimize
 from optkit.pipeline.steps import Policy, run_steps
+from optkit.pipeline.stopwatch import COARSE
 from optkit.recipe.recipe import Step
 from tests.helpers import MemoryData, onnx_model
 from tests.pipeline import toy
 from tests.pipeline.toy import arrays, make_job
+from tests.timing import Stopwatch
 
 
 @pytest.fixture
@@ -347,21 +348,12 @@ def test_a_change_of_limits_computes_no_pass_again_but_judges_again(tmp_path: Pa
 
 
 def test_reported_timings_are_never_reused(tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    from optkit.bench.ratio import Timed
-
     model, counter = toy.write_model(tmp_path / "m.onnx"), tmp_path / "calls"
-    asked: list[float] = []
-
-    def stopwatch(job: Job, candidates: list[Any], budget_s: float) -> list[Timed]:
-        asked.append(budget_s)
-        fields = {"baseline_ms": 1.0, "candidate_ms": 1.0, "low": 0.9, "high": 9.0, "confidence": 0.95, "blocks": 9}
-        return [Timed(Ratio(speedup=1.0 + len(asked), inputs="real", **fields), 50.0) for _ in candidates]  # type: ignore[arg-type]
-
-    monkeypatch.setattr(stopwatch_module, "time_candidates", stopwatch)
-    monkeypatch.setattr("optkit.pipeline.steps.time_models", lambda job, *_: [stopwatch(job, [0], 0)[0].ratio] * 2)
-    speedups = [manifest_of(model, counter, tmp_path, cache=cache, bench=True).timing for _ in range(2)]
-    assert [timing and timing.result.speedup for timing in speedups] == [3.0, 4.0]
-    assert asked == [0, stopwatch_module.BUDGET_S, stopwatch_module.BUDGET_S]
+    watch = Stopwatch(1.5, 2.0, 3.0, 4.0).installed(monkeypatch)
+    found = [manifest_of(model, counter, tmp_path, cache=cache, bench=True) for _ in range(2)]
+    assert [each.timing and each.timing.result.speedup for each in found] == [2.0, 3.0]
+    assert [each.steps[0].speedup and each.steps[0].speedup.speedup for each in found] == [1.5, 1.5]
+    assert [rules == COARSE for rules in watch.rules] == [True, False, False]
 
 
 # Several processes
@@ -370,10 +362,8 @@ def test_reported_timings_are_never_reused(tmp_path: Path, cache: Cache, monkeyp
 def _work(folder: str, start: Any, answers: Any) -> None:
     job = make_job(Path(folder), Model.open(Path(folder) / "m.onnx"))
     start.wait()
-    result, (record,) = run_steps(
-        job, [Step(id="s", options=toy.ScaleBy(calls=f"{folder}/calls"))], Policy(bench=False)
-    )
-    answers.put((record.cached, result.digest))
+    (done,) = run_steps(job, [Step(id="s", options=toy.ScaleBy(calls=f"{folder}/calls"))], Policy(bench=False))
+    answers.put((done.record.cached, done.after.digest))
 
 
 def test_two_processes_at_once_make_one_sound_entry(tmp_path: Path) -> None:

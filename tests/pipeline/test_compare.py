@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import optkit
+from optkit.bench.measure import Rules
 from optkit.errors import DataError, ModelError, ProviderError, UsageError
 from optkit.passes import _registry
 from optkit.passes._base import Pass
@@ -141,13 +142,7 @@ def test_session_entries_of_the_bundle_count(model: Path, tmp_path: Path) -> Non
 
 
 def test_nothing_is_timed_unless_a_limit_asks(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
-
-    def stopwatch(job: object, candidates: object, budget_s: float) -> list[object]:
-        asked.append(budget_s)
-        raise DataError("asked")
-
-    monkeypatch.setattr(stopwatch_module, "time_candidates", stopwatch)
+    asked = spy(monkeypatch)
     verdict = optkit.compare(model, model)
     (speedup,) = [limit for limit in verdict.limits if limit.name == "speedup"]
     assert (speedup.held, asked) == (None, [])
@@ -241,7 +236,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the stopwatch is given: (job, candidates); it then raises."""
     seen: list[Any] = []
 
-    def stopwatch(job: Any, candidates: Any, budget_s: float) -> Any:
+    def stopwatch(job: Any, candidates: Any, rules: Rules) -> Any:
         seen.append((job, candidates))
         raise DataError("asked")
 

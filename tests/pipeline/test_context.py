@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optkit.bench.ratio import Candidate, Timed
+from optkit.bench.measure import Candidate
 from optkit.data.dataset import Batch
 from optkit.errors import DataError, PassError
 from optkit.evaluate.limits import Limits
-from optkit.model.manifest import Ratio
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.pipeline import context as context_module
@@ -23,6 +22,7 @@ from optkit.pipeline.reference import ensure_references
 from tests.helpers import MemoryData, onnx_model
 from tests.pipeline import toy
 from tests.pipeline.toy import WEIGHTS, arrays, make_job
+from tests.timing import measured
 
 
 @pytest.fixture
@@ -122,18 +122,23 @@ def test_load_torch_gives_the_live_module(tmp_path: Path) -> None:
 def test_time_asks_the_stopwatch_once_for_all(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[list[Candidate], int, str]] = []
 
-    def stopwatch(candidates, inputs, *, budget_s, described):  # type: ignore[no-untyped-def]
+    def stopwatch(candidates, inputs, rules, *, described):  # type: ignore[no-untyped-def]
         asked.append((list(candidates), len(inputs), described))
-        fields = {"candidate_ms": 1.0, "low": 0.9, "high": 1.1, "confidence": 0.95, "blocks": 8, "inputs": described}
-        return [Timed(Ratio(baseline_ms=1.0, speedup=1.0 + i, **fields), 9.0) for i in range(len(candidates))]
+        return [measured(1.0 + index) for index in range(len(candidates))]
 
-    monkeypatch.setattr(context_module, "compare_latency", stopwatch)
+    monkeypatch.setattr(context_module, "measure", stopwatch)
     wanting = replace(job.original, session={"session.intra_op.allow_spinning": "0"})
     ratios = ctx(job, tmp_path).time([job.original, wanting])
     assert [ratio.speedup for ratio in ratios] == [1.0, 2.0]
     ((candidates, batches, described),) = asked
     assert [dict(candidate.session) for candidate in candidates] == [{}, {"session.intra_op.allow_spinning": "0"}]
     assert (batches, described) == (3, "real")
+
+
+def test_only_a_pass_that_says_so_decides_by_time(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(PassError, match="The pass 'step' decides by time without having declared it") as error:
+        replace(ctx(job, tmp_path), times=False).time([job.original])
+    assert "decides_by_time" in error.value.expected
 
 
 def test_batches_for_timing_are_full_ones_of_real_data_unless_shapes_are_asked_for(job: Job) -> None:

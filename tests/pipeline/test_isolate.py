@@ -88,16 +88,16 @@ def test_who_gets_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_large_model_goes_through_the_steps_in_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path)
-    plain = run_steps(make_job(tmp_path / "plain"), [Step(id="s", options=toy.ScaleBy())], Policy(bench=False))
+    (plain,) = run_steps(make_job(tmp_path / "plain"), [Step(id="s", options=toy.ScaleBy())], Policy(bench=False))
     monkeypatch.setattr(isolate, "ISOLATE_BYTES", 0)
-    result, (record,) = run_steps(job, [Step(id="s", options=toy.ScaleBy())], Policy(bench=False))
-    assert (record.status, record.digest, record.drift) == ("changed", plain[1][0].digest, plain[1][0].drift)
-    assert result.digest == plain[0].digest
+    (done,) = run_steps(job, [Step(id="s", options=toy.ScaleBy())], Policy(bench=False))
+    assert (done.record.status, done.record.drift) == ("changed", plain.record.drift)
+    assert done.record.digest == done.after.digest == plain.after.digest
     with pytest.raises(PassError, match=r"The pass 's' failed: ValueError: the reason"):
         run_steps(job, [Step(id="s", options=toy.Raises(error="ValueError"))], Policy(bench=False))
     with pytest.raises(PassError, match="The step 's' failed: The worker process died without a word"):
         run_steps(job, [Step(id="s", options=toy.Die())], Policy(bench=False))
-    assert run_steps(job, [Step(id="s", options=toy.ScaleBy())], Policy(bench=False))[1][0].cached
+    assert run_steps(job, [Step(id="s", options=toy.ScaleBy())], Policy(bench=False))[0].record.cached
     with job.cache.workdir() as mine:
         assert list((job.cache.root / "work").iterdir()) == [mine]
 

@@ -13,14 +13,15 @@ import pytest
 
 import optkit
 from optkit.errors import AccuracyMissed, BudgetMissed
-from optkit.model.manifest import Ratio, StepRecord
+from optkit.model.manifest import StepRecord
 from optkit.passes.quantize_dynamic import QuantizeDynamic
 from optkit.pipeline import optimize as optimize_module
-from optkit.pipeline import stopwatch as stopwatch_module
 from optkit.pipeline.cache import Cache
+from optkit.recipe.recipe import Step
 from tests.helpers import MemoryData
 from tests.pipeline import toy
 from tests.pipeline.toy import arrays
+from tests.timing import Stopwatch
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 
@@ -173,21 +174,10 @@ def test_a_missed_accuracy_limit_names_the_costly_step_and_writes_nothing(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def timed(speedup: float) -> Any:
-    from optkit.bench.ratio import Timed
-
-    fields = {"baseline_ms": 1.0, "confidence": 0.95, "blocks": 9, "inputs": "real"}
-    ratios = [
-        Ratio(candidate_ms=1 / s, speedup=s, low=s * 0.9, high=s * 1.1, **fields)  # type: ignore[arg-type]
-        for s in (1.0, speedup, 3.0)
-    ]
-    return lambda job, candidates, budget: [Timed(ratio, 70.0) for ratio in ratios[: len(candidates)]]
-
-
 @pytest.mark.parametrize(
     ("limit", "missed"),
     [
-        ("speedup=1.5", "speedup is 1.08"),
+        ("speedup=1.5", "speedup is 1.14"),
         ("size_mb=0.0001", "size_mb is 0.000"),
         ("size_ratio=0.5", "size_ratio is 1"),
         ("latency_ms=0.5", "latency_ms is 0.83"),
@@ -197,7 +187,7 @@ def timed(speedup: float) -> Any:
 def test_a_missed_budget_is_exit_code_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, missed: str
 ) -> None:
-    monkeypatch.setattr(stopwatch_module, "time_candidates", timed(1.2))
+    Stopwatch(1.2).installed(monkeypatch)
     model = toy.write_model(tmp_path / "m.onnx")
     with pytest.raises(BudgetMissed, match=missed) as error:
         optkit.optimize(model, toy.Aside(), tmp_path / "out", limits=[limit])
@@ -206,13 +196,13 @@ def test_a_missed_budget_is_exit_code_5(
 
 
 def test_accuracy_outranks_the_budget_and_both_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopwatch_module, "time_candidates", timed(0.5))
+    Stopwatch(0.5).installed(monkeypatch)
     with pytest.raises(AccuracyMissed, match=r"cosine of y is -1.* speedup is 0\.5"):
         optkit.optimize(toy.write_model(tmp_path / "m.onnx"), toy.Aside(factor=-1.0))
 
 
 def test_timings_are_told_with_torch_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopwatch_module, "time_candidates", timed(1.2))
+    Stopwatch(1.2).installed(monkeypatch)
     manifest = optkit.optimize(toy.torch_model(tmp_path), [toy.ToyExport(), toy.Aside()])
     assert manifest.timing is not None
     assert (manifest.timing.result.speedup, manifest.timing.peak_mb) == (1.2, 70.0)
@@ -222,6 +212,36 @@ def test_timings_are_told_with_torch_beside_them(tmp_path: Path, monkeypatch: py
         None,
         "not timed: the result is the baseline itself, no pass changed it",
     )
+
+
+def test_a_slower_step_is_rolled_back_or_kept_by_wish_and_the_report_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy.write_model(tmp_path / "m.onnx")
+    for keep, status, word in (("measured", "rolled back", "rolled back: "), ("always", "changed", "kept although ")):
+        Stopwatch(0.5, 0.5, 1.0).installed(monkeypatch)
+        recipe = optkit.Recipe(passes=[Step(id="slow", options=toy.ScaleBy(), keep=keep), toy.Aside()])
+        manifest = optkit.optimize(model, recipe, tmp_path / keep, cache=Cache(tmp_path / f"cache-{keep}"))
+        assert [step.status for step in manifest.steps] == [status, "changed"]
+        report = (tmp_path / keep / "report.md").read_text()
+        assert f"{word}measured slower: 0.50x [0.47, 0.53]" in report and "~0.50x" in report
+        assert all(step.speedup is not None for step in manifest.steps)
+
+
+def test_without_timing_the_manifest_and_the_report_say_so(tmp_path: Path) -> None:
+    manifest = optkit.optimize(
+        toy.write_model(tmp_path / "m.onnx"), [toy.ScaleBy(), toy.Aside()], tmp_path / "out", bench=False
+    )
+    assert [step.timing_note for step in manifest.steps] == ["not timed: --no-bench"] * 2
+    assert (manifest.timing, manifest.timing_note, manifest.timing_s) == (None, "not timed: --no-bench", 0.0)
+    table = (tmp_path / "out" / "report.md").read_text().partition("| step |")[2].partition("\n\n")[0]
+    assert table.count("| not timed |") == 4
+
+
+def test_the_load_before_the_run_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optkit.pipeline.optimize.load_average", lambda: 1.25)
+    manifest = optkit.optimize(toy.write_model(tmp_path / "m.onnx"), toy.Aside(), bench=False)
+    assert manifest.environment.load_average == 1.25
 
 
 def test_the_verdict_is_given_on_evaluation_what_is_chosen_looks_at_search(tmp_path: Path) -> None:

@@ -298,6 +298,22 @@ class ForTarget(ScaleBy):
     uses_target: ClassVar[bool] = True
 
 
+class Chooses(ScaleBy):
+    """Choose by timing."""
+
+    decides_by_time: ClassVar[bool] = True
+
+    def __call__(self, model: Model, ctx: Context) -> Outcome:
+        speedup = ctx.time([model, model])[1].speedup
+        return replace(super().__call__(model, ctx), decisions=[{"speedup": speedup}])
+
+
+class ChoosesSilently(Chooses):
+    """Choose by timing without declaring it."""
+
+    decides_by_time: ClassVar[bool] = False
+
+
 class NeedsPackage(Toy):
     """Need a package that nobody has."""
 

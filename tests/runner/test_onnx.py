@@ -51,6 +51,18 @@ def test_a_bound_call_computes_the_same(mlp: Model) -> None:
         runner.bind({})
 
 
+def test_what_is_told_about_it(mlp: Model) -> None:
+    import onnxruntime as ort
+
+    about = OnnxRunner(mlp, CPU).about
+    assert (about.engine, about.provider, about.version) == ("onnxruntime", "cpu", ort.__version__)
+    assert about.load_s == 0 and about.session_s > 0 and 0 <= about.import_s < 0.1
+    assert (about.spinning, about.precision, about.session) == (True, "", {})
+    assert sum(about.placement["cpu"].values()) in {2, 3}  # with or without the Add fused
+    quiet = OnnxRunner(mlp, CPU, session={"session.intra_op.allow_spinning": "0"}).about
+    assert (quiet.spinning, quiet.session) == (False, {"session.intra_op.allow_spinning": "0"})
+
+
 def test_inner_tensors_and_outputs_in_the_order_asked_for(mlp: Model) -> None:
     with OnnxRunner(mlp, CPU, outputs=["r", "y", "h"]) as runner:
         found = runner.run({"x": X})
@@ -203,8 +215,9 @@ def test_a_closed_runner_says_so(mlp: Model) -> None:
     runner = OnnxRunner(mlp, CPU)
     runner.close()
     runner.close()
-    with pytest.raises(ModelError, match="closed"):
-        runner.run({"x": X})
+    for call in (lambda: runner.run({"x": X}), lambda: runner.about):
+        with pytest.raises(ModelError, match="closed"):
+            call()
 
 
 def test_the_file_may_go_once_the_runner_is_open(mlp: Model) -> None:

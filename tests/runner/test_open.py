@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from optkit.data.dataset import Arrays, Batch, Dataset
-from optkit.errors import ModelError
+from optkit.errors import ModelError, UsageError
 from optkit.model.model import Model
-from optkit.model.target import Target
+from optkit.model.target import Engine, Target
 from optkit.runner.base import Runner
 from optkit.runner.onnx import OnnxRunner
 from optkit.runner.open import open_runner, run_dataset
@@ -89,3 +89,42 @@ def test_outputs_of_torch_forms_can_be_chosen_but_not_invented(linear: Model) ->
     assert list(open_runner(linear, Target(threads=1), outputs=["double"]).run({"x": x})) == ["double"]
     with pytest.raises(ModelError, match="no output named inner"):
         open_runner(linear, Target(threads=1), outputs=["inner"]).run({"x": x})
+
+
+def test_chosen_outputs_are_told_about_and_bound_as_the_runner_itself(linear: Model) -> None:
+    with open_runner(linear, Target(threads=1), outputs=["double"]) as runner:
+        assert runner.about.engine == "torch"
+        assert set(runner.bind({"x": np.ones((1, 3), np.float32)})()) == {"total", "double"}  # type: ignore[call-overload]
+
+
+def test_openvino_is_another_engine_on_the_same_file() -> None:
+    pytest.importorskip("openvino")
+    model = open_any(onnx_model("g (float[n] x) => (float[n] y, float[n] z) { y = Neg(x) z = Abs(x) }"))
+    with open_runner(model, Target(threads=1, engine="openvino"), outputs=["z"], session={"a.b": "c"}) as runner:
+        assert (runner.about.engine, runner.about.session) == ("openvino", {})
+        found = runner.run({"x": np.array([-2, 3], np.float32)})
+    assert {name: array.tolist() for name, array in found.items()} == {"z": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("engine", "fix"),
+    [("onnxruntime", "export it first"), ("openvino", "export it first")],
+)
+def test_engines_for_onnx_do_not_run_torch_forms(linear: Model, engine: Engine, fix: str) -> None:
+    with pytest.raises(UsageError, match=f"{engine} does not run two.pt2, a model of form torch") as caught:
+        open_runner(linear, Target(engine=engine))
+    assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize(("engine", "fix"), [("torch", "@eager"), ("torch-compile", "@compile")])
+def test_torch_does_not_run_onnx(engine: Engine, fix: str) -> None:
+    model = open_any(onnx_model("g (float[n] x) => (float[n] y) { y = Abs(x) }"))
+    with pytest.raises(UsageError, match=f"{engine} does not run model.onnx") as caught:
+        open_runner(model, Target(engine=engine))
+    assert caught.value.expected == "a model of form torch"
+    assert fix in caught.value.fix
+
+
+def test_openvino_does_not_run_ort_files() -> None:
+    with pytest.raises(UsageError, match="model of form ort"):
+        open_runner(Model(Path("m.ort"), "ort", "ort"), Target(engine="openvino"))

@@ -7,7 +7,7 @@ import pytest
 
 from optkit.errors import PackageError, ProviderError
 from optkit.runner import providers
-from optkit.runner.providers import available, import_ort, placement_lines, reason, require, short_name
+from optkit.runner.providers import available, import_ort, reason, require, short_name
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +87,3 @@ def test_onnxruntimes_messages_become_one_line_without_code() -> None:
     text = "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from a.onnx failed:  Protobuf parsing failed.\nat x"
     assert reason(ValueError(text)) == "Load model from a.onnx failed: Protobuf parsing failed."
     assert reason(ValueError("")) == "ValueError"
-
-
-def test_placement_is_told_most_frequent_first() -> None:
-    placed = {"cuda": {"Add": 4, "MatMul": 5}, "cpu": {"Shape": 1}}
-    assert placement_lines(placed) == ["cuda: 9 nodes (5 MatMul, 4 Add)", "cpu: 1 nodes (1 Shape)"]

@@ -1,0 +1,90 @@
+"""optkit by its own command: the recipes that it ships."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optkit
+from benchmarks.makers.command import product, run
+from benchmarks.subjects import Product, Subject
+from optkit.evaluate.limits import AGREEMENT, COSINE, EXACT_MAX_ERROR
+
+PEER = "optkit"
+RECIPES = ("fp32", "int8", "int8-static")
+ROOMS = ("model", "data", "passes", "runner", "evaluate", "recipe", "pipeline")
+LOOSE = ("--limit", "cosine=-1", "--limit", "agreement=0", "--limit", "max_error=1e9")
+"""Limits that everything holds: here a result is measured, not judged; ``refused`` says what the defaults would do."""
+LOSSY = {"cosine": COSINE, "agreement": AGREEMENT}
+EXACT = "fp32"
+"""The recipe whose passes change nothing but float noise."""
+
+
+def products(subject: Subject, folder: Path) -> list[Product]:
+    """One for each recipe; a recipe that refuses says why."""
+    return [_made(subject, folder, recipe) for recipe in RECIPES]
+
+
+def _made(subject: Subject, folder: Path, recipe: str) -> Product:
+    data = [(split, _content(path)) for split, path in sorted(subject.data.items())]
+    key = (subject.opened().digest, subject.signature, recipe, _source(), data)
+    note = f"optkit optimize --recipe {recipe} --no-bench"
+    found = product(
+        f"optkit {recipe}", PEER, folder, f"optkit-{recipe}", key, partial(_optimize, subject, recipe), note
+    )
+    if found.path is None:
+        return found
+    bundle = found.path.parent / "bundle"
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    missed = refused(manifest["verdict"]["limits"], recipe == EXACT)
+    said = f"{note}; refused by default: {missed}" if missed else note
+    return replace(found, path=bundle / "model.onnx", session=manifest["session"], note=said)
+
+
+def _optimize(subject: Subject, recipe: str, place: Path) -> None:
+    given = ["--factory", subject.factory] if subject.factory else []
+    given += ["--signature", subject.signature] if subject.signature else []
+    for split, path in subject.data.items():
+        given += ["--data", f"{split}={path}"]
+    command = [sys.executable, "-m", "optkit", "optimize", subject.model, "--recipe", recipe, *given, *LOOSE]
+    cache = place / "cache"  # of its own: what the recipes share would make the second one look quick
+    run([*command, "-o", place / "bundle", "--force", "--no-bench"], place, OPTKIT_CACHE=str(cache))
+    shutil.rmtree(cache)
+
+
+def refused(limits: Sequence[Mapping[str, Any]], exact: bool) -> str:
+    """Which of optkit's default limits a verdict's figures miss; empty = none.
+
+    Args:
+        limits: ``verdict.limits`` of a manifest.
+        exact: whether the recipe's passes are all exact.
+    """
+    found = []
+    for each in limits:
+        name, measured = each["name"], each["measured"]
+        if measured is None:
+            continue
+        if exact and name == "max_error" and measured > EXACT_MAX_ERROR:
+            found.append(f"{name} {measured:.3g} > {EXACT_MAX_ERROR:g}")
+        if not exact and name in LOSSY and measured < LOSSY[name]:
+            found.append(f"{name} {measured:.4f} < {LOSSY[name]:g}")
+    return ", ".join(found)
+
+
+def _source() -> str:
+    """Digest of the rooms of optkit that have a part in a result, and of its recipes."""
+    root = Path(optkit.__file__).parent
+    files = [file for room in ROOMS for file in sorted((root / room).rglob("*.py"))]
+    files += sorted((root.parent / "recipes").glob("*.yaml"))
+    return hashlib.sha256("".join(file.read_text() for file in files).encode()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

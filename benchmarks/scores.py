@@ -1,0 +1,145 @@
+"""What outputs are worth: figures against the original's outputs, and against the truth where it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+Score = Callable[[Sequence[Arrays], Sequence[Arrays]], dict[str, float]]
+"""(outputs of the original, outputs of a product), batch by batch -> figures by name."""
+
+
+def output(batches: Sequence[Arrays], name: str) -> list[Array]:
+    """One output of each batch; the first one where a tool gave it another name."""
+    return [batch[name] if name in batch else next(iter(batch.values())) for batch in batches]
+
+
+def cosine(left: Array, right: Array) -> Array:
+    """Cosine of each pair of rows (all but the first axis flattened): float64[rows]."""
+    a, b = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (left, right))
+    return (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
+
+
+def pooled(states: Array, mask: Array) -> Array:
+    """Sentence vectors of unit length: float[rows, seq, width], int[rows, seq] -> float64[rows, width]."""
+    summed = (states.astype(np.float64) * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+    return summed / np.linalg.norm(summed, axis=1, keepdims=True)
+
+
+def sentences(masks: Sequence[Array], labels: Array, probe: tuple[Array, float]) -> Score:
+    """``cosine`` of sentence vectors, and share of ``sentiment`` that a linear probe gets right."""
+    weights, bias = probe
+
+    def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        wanted, found = (
+            np.concatenate([pooled(*each) for each in zip(output(batches, "last_hidden_state"), masks, strict=True)])
+            for batches in (original, result)
+        )
+        right = ((found @ weights + bias) > 0) == (labels == 1)
+        return {"cosine": float(cosine(wanted, found).mean()), "sentiment": float(right.mean())}
+
+    return score
+
+
+def classes(name: str, labels: Array) -> Score:
+    """``agreement`` with the original's first choice, ``top1`` against the labels."""
+
+    def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        wanted, found = (np.concatenate(output(batches, name)).argmax(axis=1) for batches in (original, result))
+        return {"agreement": float((wanted == found).mean()), "top1": float((found == labels).mean())}
+
+    return score
+
+
+def maps(name: str, threshold: float = 0.3) -> Score:
+    """``iou``: area that both call text over the area that either does; ``cosine`` of the maps."""
+
+    def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        wanted, found = (np.concatenate(output(batches, name)) for batches in (original, result))
+        both, either = (wanted > threshold) & (found > threshold), (wanted > threshold) | (found > threshold)
+        return {"iou": float(both.sum() / max(1, either.sum())), "cosine": float(cosine(wanted, found).mean())}
+
+    return score
+
+
+def reading(name: str, characters: Sequence[str], texts: Sequence[str]) -> Score:
+    """``same_text``: share of lines read as the original does; ``read``: 1 - edits / characters of the truth."""
+
+    def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        wanted, found = (
+            [text for batch in output(batches, name) for text in decode(batch, characters)]
+            for batches in (original, result)
+        )
+        same = np.mean([left == right for left, right in zip(wanted, found, strict=True)])
+        edits = sum(edit_distance(left, right) for left, right in zip(found, texts, strict=True))
+        return {"same_text": float(same), "read": 1 - edits / sum(map(len, texts))}
+
+    return score
+
+
+def decode(probabilities: Array, characters: Sequence[str]) -> list[str]:
+    """Greedy CTC: float[lines, steps, classes] -> texts; class 0 is the blank."""
+    found = []
+    for row in probabilities.argmax(axis=2):
+        changes = np.concatenate([[True], row[1:] != row[:-1]])
+        found.append("".join(characters[index - 1] for index in row[changes & (row != 0)]))
+    return found
+
+
+def edit_distance(left: str, right: str) -> int:
+    """Insertions, deletions and substitutions from one to the other (Levenshtein 1966)."""
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(right, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
+def voice(name: str) -> Score:
+    """``agreement`` on speech or not at probability 0.5; ``max_error`` of the probability."""
+
+    def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        wanted, found = (np.concatenate(output(batches, name)).ravel() for batches in (original, result))
+        same = (wanted > 0.5) == (found > 0.5)
+        return {"agreement": float(same.mean()), "max_error": float(np.abs(wanted - found).max())}
+
+    return score
+
+
+def voices(name: str, speakers: Array) -> Score:
+    """``cosine`` of embeddings; ``speaker``: share whose nearest other utterance is of the same voice."""
+
+    def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        wanted, found = (np.concatenate(output(batches, name)).astype(np.float64) for batches in (original, result))
+        unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+        near = unit @ unit.T - 2 * np.eye(len(unit))
+        right = speakers[near.argmax(axis=1)] == speakers
+        return {"cosine": float(cosine(wanted, found).mean()), "speaker": float(right.mean())}
+
+    return score
+
+
+def language(name: str, tokens: Sequence[Array]) -> Score:
+    """``cosine`` of logits; ``perplexity`` of the text, exp of the mean negative log-likelihood of the next token."""
+
+    def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        alike, lost = [], []
+        for wanted, found, ids in zip(output(original, name), output(result, name), tokens, strict=True):
+            alike.append(cosine(wanted.reshape(-1, wanted.shape[-1]), found.reshape(-1, found.shape[-1])).mean())
+            lost.append(negative_log_likelihood(found[:, :-1], ids[:, 1:]).mean())
+        return {"cosine": float(np.mean(alike)), "perplexity": float(np.exp(np.mean(lost)))}
+
+    return score
+
+
+def negative_log_likelihood(logits: Array, ids: Array) -> Array:
+    """Of each token: float[rows, seq, vocabulary], int[rows, seq] -> float32[rows, seq]."""
+    top = logits.max(axis=-1, keepdims=True)
+    total = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
+    return total - np.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]

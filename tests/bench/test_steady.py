@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from optkit.bench.steady import rows_of, steady_of
+
+
+def test_facts_of_known_blocks() -> None:
+    steady = steady_of([[0.001, 0.002, 0.003], [0.004, 0.004, 0.010], [0.003]], launches=2, rows=8)
+    assert (steady.calls, steady.blocks, steady.launches) == (7, 3, 2)
+    assert steady.median_ms == pytest.approx(3.0, rel=1e-12)
+    assert steady.mean_ms == pytest.approx(27 / 7, rel=1e-12)
+    assert steady.throughput == pytest.approx(8 / 0.003, rel=1e-12)
+    assert steady.spread == pytest.approx((3.5 - 2.5) / 3, rel=1e-12)  # of the medians 2, 3 and 4
+
+
+def test_a_percentile_needs_ten_samples_above_it() -> None:
+    steady = steady_of([[0.001 * n for n in range(1, 201)]], launches=1, rows=1)
+    assert [(each.percent, each.enough) for each in steady.percentiles] == [
+        (50, True),
+        (90, True),
+        (95, True),
+        (99, False),
+    ]
+    assert steady.percentiles[2].ms == pytest.approx(190.05, rel=1e-12)
+
+
+def test_rows_are_the_axis_that_all_inputs_share() -> None:
+    zeros = np.zeros
+    assert rows_of({"x": zeros((8, 3)), "m": zeros((8, 2, 2)), "scale": zeros(())}) == 8
+    assert rows_of({"x": zeros((8, 3)), "table": zeros((5, 3))}) == 1
+    assert rows_of({"scale": zeros(())}) == 1

@@ -1,0 +1,135 @@
+"""A profile as words: tables, and sentences that say where the time goes and what is left to gain."""
+
+from __future__ import annotations
+
+import pytest
+
+from optkit.bench.lineup import line_up
+from optkit.bench.profile import Profiled
+from optkit.bench.profile_facts import ModelProfile, ProfileFacts
+from optkit.bench.roofline import analyse
+from optkit.model.manifest import Environment
+from optkit.report.profile import profile_lines, profile_markdown, profile_tables, unit_of
+from tests.bench.toy_profile import PEAKS, H, W, X, node, profiled
+
+
+def model_profile(label: str, found: Profiled) -> ModelProfile:
+    seen = analyse(found, PEAKS)
+    return ModelProfile(
+        label=label,
+        path=label,
+        kind="onnx",
+        engine=found.engine,
+        version=found.version,
+        provider="cpu",
+        digest="0",
+        size_bytes=1,
+        latency_ms=found.plain_s * 1e3,
+        calls=len(found.plain_times),
+        profiled_ms=found.profiled_s * 1e3,
+        profiled_calls=found.profiled_calls,
+        nodes_ms=seen.nodes_ms,
+        profiler_us=found.cost_s * 1e6,
+        scale=seen.scale,
+        nodes=seen.nodes,
+        operators=seen.operators,
+        gain_ms=seen.gain_ms,
+    )
+
+
+def facts_of(found: Profiled, other: Profiled | None = None) -> ProfileFacts:
+    one = model_profile("m.onnx", found)
+    against = None if other is None else model_profile("int8.onnx", other)
+    families, pairs = line_up(one.nodes, against.nodes) if against else ((), ())
+    here = Environment(
+        optkit="0", python="3", platform="p", cpu="C", cpu_features=(), cores=2, threads=2, provider="cpu", packages={}
+    )
+    return ProfileFacts(
+        model=one,
+        against=against,
+        families=families,
+        pairs=pairs,
+        peaks=PEAKS,
+        threads=2,
+        inputs="real, x float32[10,100]",
+        synthetic=False,
+        environment=here,
+        notes=("a note",),
+    )
+
+
+def test_operators_and_nodes():
+    operators, nodes, *_ = profile_tables(facts_of(profiled()))
+    assert operators.heads == ("operator", "nodes", "ms", "share", "Gop/s", "to gain ms")
+    assert operators.rows[0][:5] == ("MatMul", "2", "0.8", "89%", "2.5")
+    assert operators.rows[1] == ("Relu", "1", "0.1", "11%", "-", "-")
+    # bound: 0.20088 of 0.5 ms, see PEAKS
+    inputs = "float32[10,100] float32[100,1000]"
+    assert nodes.rows[0] == ("wide", "MatMul", "0.5", "56%", "4", "0.89", "40% mem", inputs)
+    assert nodes.rows[2] == ("relu", "Relu", "0.1", "11%", "-", "-", "-", "float32[10,1000]")
+
+
+def test_a_narrow_table_has_no_shapes_and_only_the_longest_nodes():
+    _, nodes, *_ = profile_tables(facts_of(profiled()), top=1, shapes=False)
+    assert (nodes.title, len(nodes.rows), nodes.heads[-1]) == ("The 1 longest of 3 nodes", 1, "of limit")
+
+
+def test_operators_of_little_share_stand_together():
+    small = [node(f"n{index}", f"Op{index}", 0.001) for index in range(3)]
+    operators = profile_tables(facts_of(profiled(node("wide", "MatMul", 0.9, X, W, outputs=(H,)), *small)))[0]
+    assert [row[:4] for row in operators.rows[1:]] == [("3 others", "3", "0.003", "0.3%")]
+
+
+def test_sentences_account_for_the_time_and_say_what_is_left_to_gain():
+    account, gain, *rest = profile_lines(facts_of(profiled()))
+    assert account == (
+        "m.onnx: a call takes 1 ms on onnxruntime 1.31.1 (median of 8); its 3 nodes account for 90% of that. With the "
+        "profiler it takes 1.2 ms, of which 3.0 us in each node are its own and taken off."
+    )
+    # wide: .5 - .20088; narrow: .3 - max(.002, 8.4e3 / 50e9 s); together .597
+    assert gain == (
+        "m.onnx: at most 0.597 ms could be gained, if its 2 products ran at this machine's limits, 0.597 ms of it in "
+        "MatMul (2 nodes); the node with most to gain is wide (0.299 ms). Everything else takes 0.1 ms, most of it "
+        "Relu."
+    )
+    assert any("10 GFLOP/s in float32, 40 GOP/s in int8" in line for line in rest)
+    assert any(line.startswith("Fed: real, x float32[10,100]; 2 threads.") for line in rest) and rest[-1] == "a note"
+
+
+def test_short_calls_are_told_in_microseconds():
+    found = facts_of(profiled(plain_ms=0.9))
+    assert unit_of(found).told(0.0123) == "12.3 us"
+    assert profile_tables(found)[1].heads[2] == "us"
+    assert unit_of(facts_of(profiled())).told(1234.5) == "1234.5 ms"
+
+
+def test_scaled_times_say_so():
+    assert (
+        "what is left is scaled by 0.50 to add up to the latency" in profile_lines(facts_of(profiled(plain_ms=0.45)))[0]
+    )
+
+
+def test_two_models_side_by_side():
+    other = profiled(node("wide_quant", "DynamicQuantizeMatMul", 0.2), node("new", "Softmax", 0.05), plain_ms=0.25)
+    facts = facts_of(profiled(), other)
+    tables = {table.title: table for table in profile_tables(facts)}
+    assert list(tables)[:4] == ["A: Operators", "A: Nodes", "B: Operators", "B: Nodes"]
+    families = tables["B against A, by family of operators"]
+    assert families.rows[0] == ("matrix products", "2", "0.8", "1", "0.2", "-0.6")
+    pairs = tables["The 1 largest differences among 1 nodes whose names correspond"]
+    assert pairs.rows == (
+        ("wide", "0.5", "0.2", "-0.3", "MatMul -> DynamicQuantizeMatMul"),
+        ("nodes of one model only", "0.4", "0.05", "-0.35", ""),
+    )
+    assert any(line.startswith("B was 4.00 times as fast as A") for line in profile_lines(facts))
+
+
+def test_long_names_keep_their_end():
+    name = "If_0_then_branch__Inline_0__/decoder/decoder/decoder/rnn/LSTM"
+    shown = profile_tables(facts_of(profiled(node(name, "LSTM", 0.5))))[1].rows[0][0]
+    assert len(shown) == 44 and shown.startswith("...") and shown.endswith("/rnn/LSTM")
+
+
+@pytest.mark.parametrize("words", ["# optkit profile: m.onnx", "| wide | MatMul |", "- a note", "## Operators"])
+def test_markdown(words: str):
+    assert words in profile_markdown(facts_of(profiled()))
