@@ -48,7 +48,7 @@ def main(kind: str, model: str, folder: str, samples: str = "") -> None:
     except Exception as error:  # noqa: BLE001 - whatever it is goes into the note
         failed = next(line for line in reversed(str(error).splitlines()) if line.strip())
         calls[kind](cleared(source, place / "cleared.onnx"))
-        (place / "note.txt").write_text(f"value_info removed first; as it is: {type(error).__name__}: {failed[:160]}")
+        (place / "note.txt").write_text(f"value_info removed; with it: {type(error).__name__}: {failed[:160]}\n")
     for left in [*place.glob("fused.*"), *place.glob("cleared.*")]:
         left.unlink()
 

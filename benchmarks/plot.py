@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from adjustText import adjust_text
 
 COLORS = {"optkit": "#d62728", "onnxruntime": "#555555", "torch": "#ff7f0e", "OpenVINO": "#1f77b4", "Olive": "#2ca02c"}
 COLUMNS = 2
@@ -38,48 +39,42 @@ def panel(axis, subject: dict) -> None:
     """Speed to the right, accuracy upwards; a cross at the lower edge is worse than the axis shows."""
     name = subject["headline"]
     running = [each for each in subject["candidates"] if not each["failed"] and speed(each) and name in each["scores"]]
-    base = running[0]["scores"][name]
     sign = -1 if name in FALLING else 1
-    floor = base * (1 - sign * WORST)
-    worst = min((sign * each["scores"][name] for each in running), default=0)
-    clipped = worst < sign * floor
-    for each in running:
-        value = each["scores"][name]
-        below = sign * value < sign * floor
-        marker, color = ("x" if below else "o"), COLORS.get(each["peer"], "#999999")
-        axis.plot(speed(each), floor if below else value, marker, color=color, markersize=7, alpha=0.85)
-    label(
-        axis, running, lambda each: floor if sign * each["scores"][name] < sign * floor else each["scores"][name], sign
-    )
+    floor = running[0]["scores"][name] * (1 - sign * WORST)
+    found = [each["scores"][name] for each in running]
+    heights = [floor if sign * value < sign * floor else value for value in found]
+    for each, height, value in zip(running, heights, found, strict=True):
+        axis.plot(speed(each), height, "o" if height == value else "x", color=color(each), markersize=6, alpha=0.85)
     axis.set_xscale("log")
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10) if in_range(tick, running)]
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15) if in_range(tick, running)]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axis.set_xticks([], minor=True)
     axis.axvline(1, color="#cccccc", linewidth=1, zorder=0)
-    axis.margins(x=0.22, y=0.12)
+    axis.margins(x=0.15, y=0.2)
+    axis.ticklabel_format(axis="y", useOffset=False)
     if sign < 0:
         axis.invert_yaxis()
     point = ", ".join(f"{dim} {size}" for dim, size in subject["points"][-1].items())
     axis.set_title(f"{subject['title']}\n{point}", fontsize=9)
     axis.set_xlabel("times as fast as plain onnxruntime")
-    axis.set_ylabel(name + (f" (crosses: more than {WORST:.0%} worse)" if clipped else ""))
+    axis.set_ylabel(name + (f" (x: more than {WORST:.0%} worse)" if heights != found else ""))
+    label(axis, running, heights)
 
 
-def label(axis, running: list[dict], height, sign: int) -> None:
-    """Names beside the dots, pushed apart where they would lie on each other."""
-    taken: list[tuple[float, float]] = []
-    levels = [height(each) for each in running]
-    span = (max(levels) - min(levels)) or abs(levels[0]) * 0.01 or 1
-    for each in sorted(running, key=lambda each: (each["peer"] != "optkit", -speed(each))):
-        x, y = math.log(speed(each)), sign * height(each) / span
-        step = sum(abs(x - left) < 0.35 and abs(y - up) < 0.06 for left, up in taken)
-        taken.append((x, y))
-        where = (5, 4 - 9 * step) if step % 2 == 0 else (5, 4 + 9 * step)
-        style = {"fontsize": 7, "color": COLORS.get(each["peer"], "#999999")}
-        weight = "bold" if each["peer"] == "optkit" else "normal"
-        axis.annotate(
-            each["label"], (speed(each), height(each)), where, textcoords="offset points", weight=weight, **style
-        )
+def label(axis, running: list[dict], heights: list[float]) -> None:
+    """Names beside the dots, moved apart until none lies on another."""
+    texts = []
+    for each, height in zip(running, heights, strict=True):
+        style = {"color": color(each), "fontsize": 7, "weight": "bold" if each["peer"] == "optkit" else "normal"}
+        texts.append(axis.text(speed(each), height, each["label"], **style))
+    dots = [speed(each) for each in running], heights
+    arrows = {"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.5}
+    adjust_text(texts, *dots, ax=axis, arrowprops=arrows, expand=(1.1, 1.5), iter_lim=500, min_arrow_len=8)
+
+
+def color(candidate: dict) -> str:
+    """Of its peer."""
+    return COLORS.get(candidate["peer"], "#999999")
 
 
 def speed(candidate: dict) -> float:

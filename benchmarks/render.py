@@ -55,7 +55,8 @@ def _conditions(found: Results) -> list[str]:
         "- **ms**: median latency of one call.\n"
         f"- **x**: how many times as fast as plain onnxruntime, with the {rules['confidence']:.0%} interval; "
         f"differences within {rules['margin']:.0%} are called *same*. A `?` marks a machine too noisy for that.\n"
-        "- **MB**: the model on disk. **peak MB**: largest resident memory of its process, at the last point.\n"
+        "- **MB**: the model on disk. **peak MB**: largest resident memory of its process, at the last point. "
+        "**ready in**: from a fresh process to the end of the first call there, imports and compilation included.\n"
         "- **made in**: seconds from the original (or the baseline ONNX) to the file, once; exporting the baseline is "
         "not counted.\n"
         "- Scores are computed alike for all, on data that neither calibration nor any choice saw. torch has no row "
@@ -70,7 +71,7 @@ def _subject(subject: SubjectResult) -> str:
     names = list(dict.fromkeys(name for each in subject.candidates for name in each.scores))
     names.sort(key=lambda name: name != subject.headline)
     head = ["", *(text for point in subject.points for text in (f"{at(point)}: ms", "x"))]
-    head += [*names, "MB", "peak MB", "made in"]
+    head += [*names, "MB", "peak MB", "ready in", "made in"]
     running = sorted((each for each in subject.candidates if not each.failed), key=_speed, reverse=True)
     rows = [_row(each, names) for each in running]
     parts = [f"## {subject.title}", _scored(subject), table(head, rows)]
@@ -90,9 +91,15 @@ def _row(candidate: Candidate, names: Sequence[str]) -> list[str]:
     label = f"**{candidate.label}**" if candidate.peer == "optkit" else candidate.label
     cells = [label, *(text for each in candidate.points for text in (_ms(each), _times(each)))]
     cells += [_score(candidate.scores.get(name)) for name in names]
-    peak = candidate.points[-1].peak_mb if candidate.points else None
+    last = candidate.points[-1] if candidate.points else AtPoint()
     made = f"{candidate.seconds:.0f} s" if candidate.seconds else ""
-    return [*cells, _number(candidate.size_mb, ".1f"), _number(peak, ".0f"), made]
+    return [*cells, _number(candidate.size_mb, ".1f"), _number(last.peak_mb, ".0f"), _ready(last), made]
+
+
+def _ready(at_point: AtPoint) -> str:
+    if at_point.start_s is None or at_point.first_ms is None:
+        return ""
+    return f"{at_point.start_s + at_point.first_ms / 1000:.1f} s"
 
 
 def _ms(at_point: AtPoint) -> str:

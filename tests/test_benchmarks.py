@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from benchmarks import peers, render, results, scores
 from benchmarks.artefacts import made, size_mb
 from benchmarks.results import AtPoint, Candidate, Results, SubjectResult
-from benchmarks.subjects import batches
+from benchmarks.subjects import Product, batches
+from optkit.errors import ModelError
 from optkit.model.manifest import Environment, Ratio
 
 HERE = Environment(
@@ -23,7 +25,7 @@ def at_point(ms: float, *, base: float = 10.0, stable: bool = True) -> AtPoint:
         baseline_ms=base, candidate_ms=ms, speedup=speedup, low=0.95 * speedup, high=1.05 * speedup, confidence=0.99,
         blocks=8, inputs="real",
     )  # fmt: skip
-    return AtPoint(median_ms=ms, ratio=ratio, peak_mb=100.0, stable=stable)
+    return AtPoint(median_ms=ms, ratio=ratio, peak_mb=100.0, start_s=0.5, first_ms=700.0, stable=stable)
 
 
 def candidate(label: str, peer: str, ms: float, cosine: float, **more: object) -> Candidate:
@@ -52,8 +54,8 @@ def tiny() -> Results:
 
 def test_the_page_has_a_row_for_all_and_the_reason_of_the_one_that_failed() -> None:
     text = render.page(tiny())
-    assert "| OpenVINO + NNCF int8 | 4 | 2.50 [2.38, 2.62] faster | 0.9990 | 1.5 | 100 | 12 s |" in text
-    assert "| **optkit int8** | 5 | 2.00 [1.90, 2.10] faster | 0.9950 | 1.5 | 100 |  |" in text
+    assert "| OpenVINO + NNCF int8 | 4 | 2.50 [2.38, 2.62] faster | 0.9990 | 1.5 | 100 | 1.2 s | 12 s |" in text
+    assert "| **optkit int8** | 5 | 2.00 [1.90, 2.10] faster | 0.9950 | 1.5 | 100 | 1.2 s |  |" in text
     assert "- Olive static int8: exit 1: it broke" in text
     assert "| optkit --help | 0.134 |" in text
     labels = ("onnxruntime dynamic int8", "OpenVINO + NNCF int8", "**optkit int8**", "onnxruntime")
@@ -132,6 +134,30 @@ def test_unknown_names_list_the_known_ones(words: list[str], said: str, capsys: 
     with pytest.raises(SystemExit):
         peers.arguments(words)
     assert said in capsys.readouterr().err
+
+
+def test_a_candidate_that_breaks_at_a_point_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(candidates: list[str], inputs: list[object], rules: object, **_: object) -> list[str]:
+        if "bad" in candidates:
+            raise ModelError("It broke.", fix="mend it")
+        return candidates
+
+    monkeypatch.setattr(peers, "measure", measure)
+    monkeypatch.setattr(peers, "_candidate", lambda subject, product, threads: product.label)
+    monkeypatch.setattr(peers, "_facts", lambda label: AtPoint(median_ms=1.0))
+    subject = SimpleNamespace(name="minilm", feeds=lambda point: [])
+    products = [Product(label, "peer", None, "") for label in ("onnxruntime", "bad", "good")]
+    found = peers.at_point(subject, products, {"batch": 1}, peers.Settings((), 0.1, 1, 2))
+    assert found["bad"] == AtPoint(failed="It broke.")
+    assert found["onnxruntime"] == found["good"] == AtPoint(median_ms=1.0)
+
+
+def test_candidates_share_memory_in_groups_with_the_baseline_in_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_memory_mb", lambda product: 1000.0)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5e9))
+    products = [Product(str(number), "peer", None, "") for number in range(5)]
+    labels = [[product.label for product in group] for group in peers.groups(products)]
+    assert labels == [["0", "1", "2"], ["0", "3", "4"]]
 
 
 def test_artefacts_are_made_once_per_key_and_failures_are_not_kept(tmp_path: Path) -> None:

@@ -102,13 +102,26 @@ def test_a_product_tells_how_it_was_made_and_is_kept(tmp_path):
     def make(place):
         calls.append(place)
         (place / "model.onnx").write_bytes(b"")
-        (place / command.NOTE).write_text("value_info removed\n")
+        (place / command.NOTE).write_text("value_info removed\nnothing was quantized\n")
 
     first, second = (command.product("X", "X", tmp_path, "x", "key", make, note="x quantize") for _ in range(2))
     assert first == second
-    assert first.note == "x quantize; value_info removed"
+    assert first.note == "x quantize; value_info removed; nothing was quantized"
     assert first.path == calls[0] / "model.onnx"
     assert len(calls) == 1
+
+
+def test_a_quantizer_that_did_nothing_is_noted(tmp_path):
+    command.note_if_unquantized(relu(tmp_path / "model.onnx", 1.0))
+    assert (tmp_path / command.NOTE).read_text() == "nothing was quantized\n"
+
+
+def test_a_quantized_operator_in_a_branch_counts(tmp_path):
+    branch = helper.make_graph([helper.make_node("MatMulInteger", ["a", "b"], ["c"])], "then", [], [])
+    node = helper.make_node("If", ["condition"], ["c"], then_branch=branch, else_branch=branch)
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [], [])), tmp_path / "model.onnx")
+    command.note_if_unquantized(tmp_path / "model.onnx")
+    assert not (tmp_path / command.NOTE).exists()
 
 
 LIMITS = [
@@ -138,7 +151,7 @@ def test_inputs_that_an_export_added_become_zeros(tmp_path):
     x = np.array([[1.0, -2.0, 3.0]], np.float32)
     found = onnxruntime.InferenceSession(path).run(None, {"x": x})[0]
     np.testing.assert_array_equal(found, [[2.0, 0.0, 6.0]])
-    assert (tmp_path / command.NOTE).read_text() == "its input token_type_ids is filled with zeros"
+    assert (tmp_path / command.NOTE).read_text() == "its input token_type_ids is filled with zeros\n"
 
 
 def test_a_model_with_the_baselines_inputs_stays_as_it_is(tmp_path):

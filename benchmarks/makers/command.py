@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import venvs
@@ -24,6 +24,7 @@ an answer where there is no network; where ``CI`` is set it sends nothing (olive
 
 LONGEST = 1200
 """Seconds before a command counts as hung."""
+QUANTIZED = re.compile(r"Integer|QuantizeLinear|^QLinear|^DynamicQuantize|^QGemm|^QAttention|^QEmbed|NBits")
 LOG, NOTE = "log.txt", "note.txt"
 BLAME = re.compile(
     r"^error: |^(?:\w+\.)*\w*(?:Error|Exception|Fail|Failure|NotImplemented|InvalidGraph|InvalidArgument)\b.*"
@@ -63,6 +64,25 @@ def require(path: Path) -> None:
         raise RuntimeError(f"exit 0, no model: {blame((path.parent / LOG).read_text(errors='replace'))}")
 
 
+def note_if_unquantized(path: Path) -> None:
+    """Add to ``note.txt`` if a quantizer returned the model as it was, without a word.
+
+    Operators inside the branches of If and the bodies of Loop count too.
+    """
+    import onnx
+
+    def operators(graph: onnx.GraphProto) -> Iterator[str]:
+        for node in graph.node:
+            yield node.op_type
+            for attribute in node.attribute:
+                for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                    yield from operators(inner)
+
+    if not any(QUANTIZED.search(name) for name in operators(onnx.load(path, load_external_data=False).graph)):
+        with (path.parent / NOTE).open("a") as file:
+            file.write("nothing was quantized\n")
+
+
 def blame(output: str) -> str:
     """The line that says what went wrong: the last that reads like an exception, else the last one at all."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
@@ -88,6 +108,6 @@ def product(
         place, seconds = made(folder, name, key, make)
     except RuntimeError as error:
         return Product(label, peer, None, "onnxruntime", note=note, failed=reason(error))
-    more = (place / NOTE).read_text().strip() if (place / NOTE).is_file() else ""
-    said = "; ".join(filter(None, (note, more)))
+    more = (place / NOTE).read_text().splitlines() if (place / NOTE).is_file() else []
+    said = "; ".join(filter(None, (note, *more)))
     return Product(label, peer, place / "model.onnx", "onnxruntime", seconds=seconds, note=said)

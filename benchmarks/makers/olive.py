@@ -10,7 +10,7 @@ from typing import Any
 
 import optkit
 from benchmarks import venvs
-from benchmarks.makers.command import NOTE, product, require, run
+from benchmarks.makers.command import NOTE, note_if_unquantized, product, require, run
 from benchmarks.makers.openvino_ import SAMPLES, digest, save_samples
 from benchmarks.subjects import Product, Subject
 
@@ -50,6 +50,8 @@ def _by_command(subject: Subject, folder: Path, name: str, label: str, words: Se
     def make(place: Path) -> None:
         _olive([*words, "-m", model, "-o", place], place)
         fill_inputs(place / "model.onnx", subject.baseline)
+        if "int8" in words:
+            note_if_unquantized(place / "model.onnx")
 
     note = " ".join(["olive", *words])
     return product(label, PEER, folder, f"olive-{name}", (*_key(model), words), make, note)
@@ -79,6 +81,7 @@ def _run_static(subject: Subject, samples: tuple[Any, ...], place: Path) -> None
     config.write_text(json.dumps(workflow(subject.baseline, data, place), indent=1))
     _olive(["run", "--config", config], place)
     data.unlink()
+    note_if_unquantized(place / "model.onnx")
 
 
 def workflow(model: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -121,4 +124,4 @@ def fill_inputs(path: Path, baseline: Path) -> None:
         graph.node.insert(0, onnx.helper.make_node("Sub", [like, like], [each.name]))
     onnx.save(model, path)
     names = ", ".join(each.name for each in extra)
-    (path.parent / NOTE).write_text(f"its input {names} is filled with zeros")
+    (path.parent / NOTE).write_text(f"its input {names} is filled with zeros\n")

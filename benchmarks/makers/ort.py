@@ -9,7 +9,7 @@ from pathlib import Path
 
 import optkit
 from benchmarks import venvs
-from benchmarks.makers.command import product, require, run
+from benchmarks.makers.command import note_if_unquantized, product, require, run
 from benchmarks.makers.openvino_ import SAMPLES, digest, save_samples
 from benchmarks.subjects import Product, Subject
 
@@ -47,3 +47,4 @@ def _quantize(subject: Subject, kind: str, samples: tuple, place: Path) -> None:
     for file in data:
         file.unlink()
     require(place / "model.onnx")
+    note_if_unquantized(place / "model.onnx")

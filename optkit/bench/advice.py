@@ -109,7 +109,7 @@ def _reasons(each: CandidateFacts, here: Environment) -> list[str]:
         found.append(f"only {each.steady.blocks} blocks fitted into the time, so give a longer --budget")
     if not each.phases.steady:
         found.append("they still changed at the end of the warm-up, as with a clock or a heap that has not settled")
-    if each.steady.spread > WIDE and not found:
+    if each.steady.spread > WIDE:
         found.append(
             f"its blocks lie {each.steady.spread:.0%} apart, as on a machine shared with others or with a changing "
             "clock, so fix the clock (governor 'performance') or take fewer --threads"
@@ -158,7 +158,7 @@ def _disappoints(seen: _Seen, each: CandidateFacts, other: CandidateFacts, speed
     found = _read(seen, each)
     if found.anything and not _read(seen, other).anything:
         yield (
-            f"{each.label} is quantized and yet no faster than {other.label} ({speedup:.2f} times as fast): "
+            f"{each.label} is quantized and yet not clearly faster than {other.label} ({speedup:.2f} times as fast): "
             f"{_causes(seen, found, each, other)}."
         )
 

@@ -121,6 +121,8 @@ class BenchPoint(Fact):
     inputs_digest: str = ""
     """sha256 over names, dtypes, shapes and values of the batches that were fed in turn."""
     candidates: tuple[CandidateFacts, ...]
+    seconds: float = 0.0
+    """What measuring it took, starting the processes included."""
     noise_floor: Ratio | None = None
     """The baseline against a second copy of itself."""
     load: tuple[OpenLoop, ...] = ()

@@ -70,14 +70,20 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     again = "finished steps are in the cache; run it again to go on"
     try:
         return work(), None
-    except KeyboardInterrupt:
-        return None, Interrupted("Interrupted.", fix=again)
-    except Ended:
-        return None, Terminated("Terminated.", fix=again)
+    except KeyboardInterrupt as stop:
+        return None, _with_facts(Interrupted("Interrupted.", fix=again), stop)
+    except Ended as stop:
+        return None, _with_facts(Terminated("Terminated.", fix=again), stop)
     except MemoryError:
         return None, OptkitError("Out of memory.", expected="more free memory", fix="close other programs")
     except (Exception, SystemExit) as error:  # noqa: BLE001  the door: what is no OptkitError is a bug, told as one
         return None, error
+
+
+def _with_facts(told: OptkitError, stop: BaseException) -> OptkitError:
+    """The error, with what was found out before the stop."""
+    told.facts = getattr(stop, "facts", None)
+    return told
 
 
 def exit_code(failure: BaseException) -> int:

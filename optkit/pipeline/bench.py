@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from optkit.bench.facts import BenchFacts, BenchPoint, CandidateFacts, OpenLoop
 from optkit.bench.measure import Candidate, Measured, Rules, measure, open_loop_of
 from optkit.bench.open_loop import summarize
 from optkit.data.dataset import Arrays
-from optkit.errors import Interrupted, OptkitError, UsageError
+from optkit.errors import UsageError
 from optkit.model.machine import usable_threads
 from optkit.model.manifest import Environment
 from optkit.model.model import Model
@@ -69,8 +70,9 @@ def bench(
 
     Raises:
         UsageError: an argument is out of range, or a dimension does not exist.
-        OptkitError: a model, the data or a candidate failed, which is named; the points measured until then are its
-            ``facts``.
+        OptkitError: a model, the data or a candidate failed, which is named.
+
+    Whatever ends it, an interruption too, has the points measured until then as its ``facts``.
     """
     refuse_within_import()
     rules = rules or Rules()
@@ -82,18 +84,15 @@ def bench(
     points = points_of(supply, dims or {}, threads or [usable_threads()], {e.label: e.model for e in entrants})
     here = environment(replace(entrants[0].candidate.target, threads=points[0][1]), before)
     stand = _Stand(entrants, supply, rules, noise_floor, load, samples, here)
-    done: list[tuple[BenchPoint, Fed]] = []
+    done: list[_Done] = []
     try:
         for index, (sizes, count) in enumerate(points):
             place = f"point {index + 1}/{len(points)}: {_words(sizes, count)}"
             done.append(stand.point(sizes, count, partial(_prefixed, watch, place)))
-    except OptkitError as error:
-        error.facts = stand.facts(done) if done else None
+    except BaseException as error:  # an interruption too: what was measured until then goes along
+        if done:
+            vars(error)["facts"] = stand.facts(done)
         raise
-    except KeyboardInterrupt as error:
-        stopped = Interrupted("Interrupted.", fix="ask for fewer points, or a smaller --budget")
-        stopped.facts = stand.facts(done) if done else None
-        raise stopped from error
     return stand.facts(done)
 
 
@@ -145,6 +144,15 @@ def supplied(
 
 
 @dataclass(frozen=True)
+class _Done:
+    """One point, measured."""
+
+    point: BenchPoint
+    fed: Fed
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Stand:
     """Everything that is the same at all points."""
 
@@ -156,8 +164,9 @@ class _Stand:
     samples: bool
     here: Environment
 
-    def point(self, sizes: Mapping[str, int], threads: int, watch: Progress) -> tuple[BenchPoint, Fed]:
+    def point(self, sizes: Mapping[str, int], threads: int, watch: Progress) -> _Done:
         """All candidates at one point."""
+        begin = time.monotonic()
         fed = self.supply.at(sizes)
         candidates = [
             replace(each.candidate, target=replace(each.candidate.target, threads=threads, shapes=fed.dims))
@@ -175,9 +184,11 @@ class _Stand:
             inputs_digest=fed.digest,
             candidates=tuple(found),
             noise_floor=measured[-1].ratio if again else None,
+            seconds=time.monotonic() - begin,
             load=self._loads(candidates, fed.batches),
         )
-        return point, fed
+        models = {each.label: each.model for each in self.entrants}
+        return _Done(point, fed, (*warnings_for(point, models, self.here), *_noisy(point)))
 
     def _facts(self, entrant: Entrant, one: Measured, threads: int) -> CandidateFacts:
         model, about = entrant.model, one.about
@@ -213,9 +224,9 @@ class _Stand:
         ]
         return tuple(each if self.samples else each.model_copy(update={"samples_ms": ()}) for each in found)
 
-    def facts(self, done: Sequence[tuple[BenchPoint, Fed]]) -> BenchFacts:
+    def facts(self, done: Sequence[_Done]) -> BenchFacts:
         """Of the points measured so far."""
-        points, fed = zip(*done, strict=True)
+        points, fed = tuple(each.point for each in done), [each.fed for each in done]
         return BenchFacts(
             baseline=self.entrants[0].label,
             points=points,
@@ -228,19 +239,19 @@ class _Stand:
             synthetic=any(each.synthetic for each in fed),
             source=next((each.source for each in fed if each.source), ""),
             stable=all(each.stable for point in points for each in point.candidates),
-            warnings=tuple(self._warnings(points)),
+            warnings=tuple(_warnings(done)),
             notes=tuple(dict.fromkeys(each.note for each in fed if each.note)),
         )
 
-    def _warnings(self, points: Sequence[BenchPoint]) -> Iterator[str]:
-        """Each once, with the points it is about where those are not all."""
-        models = {each.label: each.model for each in self.entrants}
-        about: dict[str, list[str]] = {}
-        for point in points:
-            for warning in (*warnings_for(point, models, self.here), *_noisy(point)):
-                about.setdefault(warning, []).append(_words(point.dims, point.threads))
-        for warning, places in about.items():
-            yield warning if len(places) == len(points) else f"{warning} ({'; '.join(places)})"
+
+def _warnings(done: Sequence[_Done]) -> Iterator[str]:
+    """Each once, with the points it is about where those are not all."""
+    about: dict[str, list[str]] = {}
+    for each in done:
+        for warning in each.warnings:
+            about.setdefault(warning, []).append(_words(each.point.dims, each.point.threads))
+    for warning, places in about.items():
+        yield warning if len(places) == len(done) else f"{warning} ({'; '.join(places)})"
 
 
 def _noisy(point: BenchPoint) -> Iterator[str]:

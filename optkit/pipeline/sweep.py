@@ -216,10 +216,11 @@ def _parts(dim: str) -> list[str]:
 
 
 def _full_batches(dataset: Dataset) -> tuple[list[Arrays], str]:
-    """Batches that are all full; samples are repeated where there are too few for one."""
-    count = min(ROTATION, max(1, dataset.count // dataset.batch))
-    wanted = np.arange(count * dataset.batch, dtype=np.int64) % dataset.count
-    note = "" if dataset.count >= dataset.batch else f"{dataset.count} samples, repeated to fill {dataset.batch}"
+    """``ROTATION`` batches, all full; samples take part in several where there are too few."""
+    count, size = dataset.count, dataset.batch
+    starts = [min(size, count / ROTATION) * index for index in range(ROTATION)]
+    wanted = np.concatenate([(int(start) + np.arange(size, dtype=np.int64)) % count for start in starts])
+    note = "" if count >= ROTATION * size else f"{count} samples, used repeatedly to fill {ROTATION} batches of {size}"
     return [batch.inputs for batch in dataset.subset(wanted, dataset.split).batches()], note
 
 

@@ -128,7 +128,8 @@ def _method(facts: BenchFacts) -> str:
     launches = max((each.steady.launches for _, each in _rows(facts)), default=0)
     started = "one launch" if launches == 1 else f"{launches} launches"
     return (
-        f"Interleaved, a process each, {started}, at most {facts.budget_s:g} s a point; "
+        f"Interleaved, a process each, {started}; {sum(point.seconds for point in facts.points):.0f} s "
+        f"(asked: {facts.budget_s:g} s a point after the first start); "
         f"{facts.confidence:.0%} intervals; faster and slower only beyond {facts.margin:.0%}; seed {facts.seed}."
     )
 

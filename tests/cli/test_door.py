@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from optkit.cli.door import answer
+from optkit.cli.door import Ended, answer
 from optkit.errors import AccuracyMissed, DataError, RecipeError
 from tests.command import call
 
@@ -92,6 +92,15 @@ def test_errors_are_told_and_give_their_code(
     assert leave(raises(error)) == code
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Ended(), 143)])
+def test_what_an_interruption_brings_along_is_shown(
+    capsys: pytest.CaptureFixture[str], stop: BaseException, code: int
+) -> None:
+    vars(stop)["facts"] = "three points"
+    assert leave(raises(stop), show_missed=typer.echo) == code
+    assert capsys.readouterr().out == "three points\n"
 
 
 def test_facts_of_a_miss_are_shown_beside_the_error(capsys: pytest.CaptureFixture[str]) -> None:

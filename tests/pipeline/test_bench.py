@@ -10,7 +10,8 @@ import pytest
 
 from optkit.bench.facts import BenchFacts
 from optkit.bench.measure import Rules
-from optkit.errors import Interrupted, ModelError, OptkitError, ProviderError, UsageError
+from optkit.cli.door import Ended
+from optkit.errors import ModelError, OptkitError, ProviderError, UsageError
 from optkit.model.manifest import Manifest
 from optkit.model.model import Model
 from optkit.pipeline import bench as bench_module
@@ -176,18 +177,21 @@ def test_what_was_measured_before_a_candidate_failed_is_kept(tmp_path: Path) -> 
     assert told.value.facts is None
 
 
-def test_an_interrupted_bench_shows_what_it_has(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Ended])
+def test_an_interrupted_bench_shows_what_it_has(
+    stop: type[BaseException], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = bench_module.measure
 
     def interrupted(candidates: list[object], inputs: list[dict[str, object]], *rest: object, **more: object) -> object:
         if len(inputs[0]["x"]) > 1:
-            raise KeyboardInterrupt
+            raise stop
         return real(candidates, inputs, *rest, **more)
 
     monkeypatch.setattr(bench_module, "measure", interrupted)
-    with pytest.raises(Interrupted) as told:
+    with pytest.raises(stop) as told:
         bench([model], dims={"batch": [1, 8]}, rules=QUICK)
-    assert [point.dims for point in told.value.facts.points] == [{"batch": 1}]
+    assert [point.dims for point in vars(told.value)["facts"].points] == [{"batch": 1}]
 
 
 def test_a_warning_is_said_once_and_where_it_does_not_hold_everywhere(

@@ -90,18 +90,25 @@ def test_candidates_with_other_inputs_are_refused_by_name(other: str) -> None:
 def test_real_data_come_in_full_batches_of_the_size_asked_for(real: Source) -> None:
     place = supply("x=float32[batch,4]", source=real)
     own, other = place.at({}), place.at({"batch": 5})
-    assert [len(batch["x"]) for batch in own.batches] == [3, 3, 3]
-    assert [len(batch["x"]) for batch in other.batches] == [5, 5]
+    assert [len(batch["x"]) for batch in own.batches] == [3, 3, 3, 3]
+    assert [len(batch["x"]) for batch in other.batches] == [5, 5, 5, 5]
     assert (own.synthetic, own.dims, other.dims) == (False, {"batch": 3}, {"batch": 5})
     assert Path(own.source) == real.base / "x.npz"
-    np.testing.assert_array_equal(other.batches[1]["x"], normal(11, 4)[5:10])
+    np.testing.assert_array_equal(other.batches[1]["x"], normal(11, 4)[2:7])
 
 
 def test_too_few_samples_are_repeated_which_is_said(real: Source) -> None:
+    """11 samples: batches begin at 0, 2, 5 and 8, so that there are four different ones all the same."""
     found = supply("x=float32[batch,4]", source=real).at({"batch": 16})
-    (batch,) = found.batches
-    np.testing.assert_array_equal(batch["x"][11:], batch["x"][:5])
-    assert found.note == "11 samples, repeated to fill 16" and not found.synthetic
+    wanted = [normal(11, 4)[np.arange(start, start + 16) % 11] for start in (0, 2, 5, 8)]
+    np.testing.assert_array_equal([batch["x"] for batch in found.batches], wanted)
+    assert found.note == "11 samples, used repeatedly to fill 4 batches of 16" and not found.synthetic
+
+
+def test_enough_samples_are_used_once(real: Source) -> None:
+    found = supply("x=float32[batch,4]", source=real).at({"batch": 2})
+    np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in found.batches]), normal(11, 4)[:8])
+    assert found.note == ""
 
 
 def test_other_sizes_than_the_batch_make_inputs_up_which_is_said(tmp_path: Path) -> None:
@@ -127,7 +134,7 @@ def test_sizes_that_differ_from_batch_to_batch_are_left_out(tmp_path: Path) -> N
     (tmp_path / "t.jsonl").write_text("\n".join(f'{{"ids": {[1] * count}}}' for count in (2, 3, 5, 4)))
     source = Source(DataSource(source="t.jsonl", batch=2), tmp_path, False)
     found = supply("ids=int64[batch,seq]", source=source).at({})
-    assert [batch["ids"].shape for batch in found.batches] == [(2, 3), (2, 5)]
+    assert [batch["ids"].shape for batch in found.batches] == [(2, 3), (2, 5), (2, 5), (2, 4)]
     assert found.dims == {"batch": 2}
 
 
