@@ -47,7 +47,8 @@ def _conditions(found: Results) -> list[str]:
     memory = f", {here.memory_bytes / 1e9:.0f} GB" if here.memory_bytes else ""
     versions = ", ".join(f"{peer} {version}" for peer, version in found.versions.items())
     return [
-        f"- {here.cpu}, {here.cores} logical cores{memory}; {here.platform}; Python {here.python}\n"
+        f"- {here.cpu}{_features(here.cpu_features)}, {here.cores} logical cores{memory}\n"
+        f"- {here.platform}; Python {here.python}\n"
         f"- {versions}\n"
         f"- {found.date}, `{found.command}`\n"
         f"- {rules['threads']:.0f} threads for all; {rules['budget_s']:g} s of measuring a candidate and point",
@@ -62,6 +63,12 @@ def _conditions(found: Results) -> list[str]:
         "- Scores are computed alike for all, on data that neither calibration nor any choice saw. torch has no row "
         "where the original is an ONNX file.",
     ]
+
+
+def _features(have: Sequence[str]) -> str:
+    """Those that decide how fast 8 bits and bfloat16 are."""
+    told = [name for name in ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16") if name in have]
+    return f" ({', '.join(told)})" if told else ""
 
 
 # --- one subject --------------------------------------------------------------------------------------------------

@@ -112,17 +112,21 @@ def voice(name: str) -> Score:
     return score
 
 
-def voices(name: str, speakers: Array) -> Score:
-    """``cosine`` of embeddings; ``speaker``: share whose nearest other utterance is of the same voice."""
+def voices(name: str) -> Score:
+    """``cosine`` of embeddings; ``nearest``: share whose nearest other utterance is the same as by the original's."""
 
     def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
         wanted, found = (np.concatenate(output(batches, name)).astype(np.float64) for batches in (original, result))
-        unit = found / np.linalg.norm(found, axis=1, keepdims=True)
-        near = unit @ unit.T - 2 * np.eye(len(unit))
-        right = speakers[near.argmax(axis=1)] == speakers
-        return {"cosine": float(cosine(wanted, found).mean()), "speaker": float(right.mean())}
+        same = _nearest(wanted) == _nearest(found)
+        return {"cosine": float(cosine(wanted, found).mean()), "nearest": float(same.mean())}
 
     return score
+
+
+def _nearest(vectors: Array) -> Array:
+    """Index of the row with the largest cosine to each, itself left out: int64[rows]."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (unit @ unit.T - 2 * np.eye(len(unit))).argmax(axis=1)
 
 
 def language(name: str, tokens: Sequence[Array]) -> Score:

@@ -349,7 +349,7 @@ def speaker() -> Subject:
         points=({"batch": 1}, {"batch": 8}),
         calibration=batches({"mels": splits["calibration"]}, 1),
         evaluation=batches({"mels": mels}, 8),
-        score=scores.voices("embedding", np.repeat(np.arange(12), 8)),
+        score=scores.voices("embedding"),
         headline="cosine",
         feeds=lambda point: list(batches({"mels": mels}, point["batch"])[:4]),
         data=data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,10 @@ class Stopwatch:
         self.jobs: list[Any] = []
         self.candidates: list[list[Any]] = []
         self.clock, self.seconds = Clock(), 0.0
+        self.call_s = 0.0
+        """Seconds of one call of any model, on this clock; 0 = as the answers say, in no time."""
+        self.probed: list[Any] = []
+        """Models that were called once to see how slow they are."""
 
     def __call__(self, job: Any, candidates: Sequence[Any], rules: Rules) -> list[Measured]:
         answer = self.answers[min(len(self.rules), len(self.answers) - 1)]
@@ -73,15 +78,36 @@ class Stopwatch:
         self.jobs.append(job)
         self.candidates.append(list(candidates))
         self.clock.now += self.seconds
-        return [measured(1.0), *(answer for _ in candidates[1:])]
+        found = [measured(1.0), *(answer for _ in candidates[1:])]
+        return [self._slowed(each) for each in found] if self.call_s else found
+
+    def call_seconds(self, model: Any, target: Any, inputs: Any) -> float:
+        """Stands for the function of that name."""
+        self.probed.append(model)
+        self.clock.now += self.call_s and 0.5 + self.call_s
+        return self.call_s or 1e-3
+
+    def _slowed(self, found: Measured) -> Measured:
+        """Tells the time of a call; and the clock moves on by a candidate's share: start, 5 calls, warm-up, blocks."""
+        share, warm = self.rules[-1].budget_s / len(self.candidates[-1]), 2
+        while warm < 10 and warm * self.call_s < 1:
+            warm += 1
+        self.clock.now += 0.5 + (5 + warm) * self.call_s + max(share, 3 * self.call_s)
+        return replace(found, steady=found.steady.model_copy(update={"mean_ms": self.call_s * 1e3}))
 
     def ticking(self, clock: Clock, seconds: float) -> Stopwatch:
         """Each measurement takes so long on this clock."""
         self.clock, self.seconds = clock, seconds
         return self
 
+    def slow(self, clock: Clock, call_s: float) -> Stopwatch:
+        """Each call of each model takes so long on this clock."""
+        self.clock, self.call_s = clock, call_s
+        return self
+
     def installed(self, monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
         """In the place of the real one."""
         for place in ("stopwatch", "context"):
             monkeypatch.setattr(f"optkit.pipeline.{place}.time_candidates", self)
+        monkeypatch.setattr("optkit.pipeline.stopwatch.call_seconds", self.call_seconds)
         return self

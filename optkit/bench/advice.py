@@ -90,6 +90,12 @@ def _fallback(seen: _Seen) -> Iterator[str]:
             )
 
 
+def _busy(seen: _Seen) -> Iterator[str]:
+    load, cores = seen.here.load_average or 0.0, seen.here.cores
+    if load > BUSY * cores:
+        yield f"Other programs were running before (load average {load:.1f} on {cores} cores): end them."
+
+
 def _noise(seen: _Seen) -> Iterator[str]:
     labels: dict[str, list[str]] = {}
     for each in seen.point.candidates:
@@ -100,11 +106,7 @@ def _noise(seen: _Seen) -> Iterator[str]:
 
 
 def _reasons(each: CandidateFacts, here: Environment) -> list[str]:
-    found = []
-    if (here.load_average or 0) > BUSY * here.cores:
-        found.append(
-            f"other programs were running (load average {here.load_average:.1f} on {here.cores} cores), so end them"
-        )
+    found = ["other programs were running"] if (here.load_average or 0) > BUSY * here.cores else []
     if each.steady.blocks < FEW_BLOCKS:
         found.append(f"only {each.steady.blocks} blocks fitted into the time, so give a longer --budget")
     if not each.phases.steady:
@@ -137,7 +139,8 @@ def _under_load(seen: _Seen) -> Iterator[str]:
         if load.lag_p99_ms > LATE * p99:
             yield (
                 f"Requests to {load.label} were sent late (p99 {load.lag_p99_ms:.2g} ms, of a latency of {p99:.2g} ms),"
-                " because no core was free in time: end other programs, or leave one core free with --threads."
+                " because no core was free in time: end other programs"
+                + (", or leave one core free with --threads." if seen.point.threads >= seen.here.cores else ".")
             )
 
 
@@ -181,6 +184,7 @@ RULES: tuple[Callable[[_Seen], Iterator[str]], ...] = (
     _quantized_for_nothing,
     _fallback,
     _too_many_threads,
+    _busy,
     _noise,
     _one_launch,
     _under_load,

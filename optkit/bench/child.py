@@ -28,7 +28,9 @@ Call = Callable[[int], object]
 """Runs the model on the i-th inputs, counted around."""
 
 WARM_S = 1.0
-"""Longest warm-up in seconds, beyond the first two calls."""
+"""No further call of the warm-up begins after so many seconds, but for the ones that have to be."""
+SLOW_S = 0.5
+"""A model of which the first inference and all others took longer is warm: what a cold call loses, it hardly feels."""
 SETTLE_S = 0.1
 """Shortest warm-up of times that seem steady."""
 WINDOW = 5
@@ -51,7 +53,8 @@ def main() -> None:
 
 def _end_with_parent() -> None:
     """Wait for the end of stdin, which the parent holds open: it ends this process even in the middle of a call."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not through sys.stdin, whose lock would be held when this process ends by itself
+        pass
     os._exit(1)
 
 
@@ -62,7 +65,7 @@ def _serve(connection: Connection) -> None:
     runner = open_runner(model, target, session=session)
     first_s = _timed(lambda _: runner.run(inputs[0]), 0)
     call = _rotating(runner, inputs)
-    warm = warm_up(call)
+    warm = warm_up(call, first_s, least_calls(inputs))
     connection.send((warm.seconds_per_call, _phases(runner.about, first_s, warm), runner.about))
     gc.collect()
     gc.disable()
@@ -75,6 +78,12 @@ def _serve(connection: Connection) -> None:
 def _rotating(runner: Runner, inputs: list[Arrays]) -> Call:
     calls = [runner.bind(batch) for batch in inputs]
     return lambda index: calls[index % len(calls)]()
+
+
+def least_calls(inputs: list[Arrays]) -> int:
+    """Calls after which each shape has run: engines allocate, and torch.compile compiles, for each of them anew."""
+    shapes = [{name: array.shape for name, array in batch.items()} for batch in inputs]
+    return 1 + max(shapes.index(shape) for shape in shapes)
 
 
 def _block(call: Call, calls: int, start: int) -> tuple[object, ...]:
@@ -98,13 +107,22 @@ class WarmUp:
     steady: bool
 
 
-def warm_up(call: Call) -> WarmUp:
-    """Call until times are steady, or ``WARM_S`` is over; two times at least."""
+def warm_up(call: Call, first_s: float, least: int = 1) -> WarmUp:
+    """Call until times are steady, or ``WARM_S`` is over; a slow model (``SLOW_S``) once.
+
+    Args:
+        call: the model.
+        first_s: what the first inference took, which was before.
+        least: calls to make in any case.
+    """
     times: list[float] = []
     begin = time.perf_counter()
-    while len(times) < 2 or (time.perf_counter() - begin < WARM_S and not _settled(times)):
+    while len(times) < least or (
+        time.perf_counter() - begin < WARM_S and min(first_s, *times) < SLOW_S and not _settled(times)
+    ):
         times.append(_timed(call, len(times)))
-    return WarmUp(median(times[-WINDOW:]), time.perf_counter() - begin, len(times), steady(times))
+    judged = times if len(times) > 1 else [first_s, *times]
+    return WarmUp(median(times[-WINDOW:]), time.perf_counter() - begin, len(times), steady(judged))
 
 
 def steady(times: list[float]) -> bool:

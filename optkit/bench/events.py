@@ -37,6 +37,11 @@ class Event:
         """Same node, same key."""
         return self.name, self.operator, self.index
 
+    @property
+    def unnamed(self) -> bool:
+        """Whether onnxruntime made up the name, which it does after operator and index."""
+        return self.name == f"{self.operator}_{self.index}"
+
 
 @dataclass(frozen=True)
 class Call:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from optkit.model.manifest import Environment, Fact, Ratio
@@ -42,7 +44,7 @@ class Steady(Fact):
     mean_ms: float
     percentiles: tuple[Percentile, ...]
     throughput: float
-    """Samples per second at the median latency (calls per second where inputs have no batch axis)."""
+    """Samples of all these calls over the seconds they took (calls per second where inputs have no batch axis)."""
     calls: int
     blocks: int
     launches: int
@@ -77,11 +79,14 @@ class CandidateFacts(Fact):
     phases: Phases
     steady: Steady
     ratio: Ratio
-    """Against the baseline, the first candidate (whose own is 1 by definition); ``ratio.word`` is the verdict."""
+    """Against the baseline, the first candidate, whose own is 1 by definition."""
+    verdict: Literal["baseline", "faster", "same", "slower"]
+    """The ratio in a word."""
     stable: bool
-    """False where the machine was too noisy for the asked precision; the numbers stand all the same."""
+    """False where noise alone moves the ratio (within launches the baseline's time, of a candidate alone its time) by
+    more than the margin, or the precision where that is larger; the numbers stand all the same."""
     samples_ms: tuple[tuple[float, ...], ...] = ()
-    """Raw: milliseconds of each call, block by block."""
+    """Raw: milliseconds of each call, block by block, without the cold first call of a block."""
     launch_of: tuple[int, ...] = ()
     """The launch of each of those blocks, from 0."""
 
@@ -140,7 +145,8 @@ class BenchFacts(Fact):
     """Differences up to this share are called ``same``."""
     confidence: float
     precision: float
-    """Asked half-width of the ratio's interval, as a share."""
+    """A launch ends when noise within it moves no ratio by more than this share. Intervals also hold how launches
+    differ, and may be wider."""
     budget_s: float
     """Most seconds of measuring per point."""
     synthetic: bool

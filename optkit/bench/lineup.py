@@ -9,8 +9,9 @@ from optkit.bench.profile_facts import NodeFacts, Pair
 
 _FAMILIES = {
     "matrix products": (
-        "MatMul FusedMatMul Gemm FusedGemm MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul QLinearMatMul "
-        "QGemm MatMulNBits Attention QAttention MultiHeadAttention GroupQueryAttention mm addmm bmm baddbmm linear "
+        "MatMul FusedMatMul FusedMatMulActivation Gemm FusedGemm GemmFastGelu MatMulInteger MatMulIntegerToFloat "
+        "DynamicQuantizeMatMul QLinearMatMul QGemm "
+        "MatMulNBits Attention QAttention MultiHeadAttention GroupQueryAttention mm addmm bmm baddbmm linear "
         "matmul mkldnn_linear _scaled_dot_product_flash_attention_for_cpu scaled_dot_product_attention"
     ),
     "convolutions": (
@@ -48,9 +49,10 @@ _FAMILY = {operator: family for family, operators in _FAMILIES.items() for opera
 
 
 def line_up(one: Sequence[NodeFacts], other: Sequence[NodeFacts]) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Pairs by family (all of them), and by origin (those that are in both); the largest difference first."""
+    """Pairs by family (all of them), and by origin (where it is known and in both); the largest difference first."""
     families = _pairs(one, other, lambda node: family(node.operator))
-    names = _pairs(one, other, lambda node: node.origin)
+    known = [[node for node in nodes if node.origin] for nodes in (one, other)]
+    names = _pairs(known[0], known[1], lambda node: node.origin)
     return families, tuple(pair for pair in names if pair.ms is not None and pair.other_ms is not None)
 
 

@@ -10,6 +10,7 @@ started several times is told in ``optkit.bench.ratio``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -34,9 +35,11 @@ Watch = Callable[[str, int, int], None]
 """(what, done, total): told to whoever watches."""
 
 BLOCK_S = 0.01
-"""Aim for the length of one block of the fastest candidate."""
+"""Aim for the length of a block."""
 MIN_CALLS, MAX_CALLS = 4, 2000
-"""Calls in a block; fewer than the first number only where the budget does not allow them."""
+"""Calls in a block; fewer than the first number only where the budget does not allow blocks longer than ``BLOCK_S``."""
+ALONE_S = 0.1
+"""A call of so many seconds may be the only one of its block, as it hardly feels that it is the cold first one."""
 ROUNDS = 8
 """Rounds of a launch that the budget is planned for, and the first count at which the precision is looked at; then at
 every doubling, since whoever looks after each round stops at the luckiest."""
@@ -49,9 +52,10 @@ class Rules:
     """How long to measure, and how sure to be."""
 
     budget_s: float = 10.0
-    """Seconds of measuring and of all starts but the first."""
+    """Seconds of measuring and of all starts but the first; ``MIN_ROUNDS`` are made in any case."""
     precision: float = 0.01
-    """A launch ends when noise moves none of its ratios by more than this share (with ``confidence``)."""
+    """A launch ends when noise within it moves none of its ratios by more than this share (with ``confidence``). The
+    interval also holds how launches differ, and may be wider."""
     confidence: float = 0.99
     margin: float = 0.02
     """Differences up to this share are called ``same``."""
@@ -67,7 +71,7 @@ class Measured:
     phases: Phases
     """Of the first launch."""
     blocks: list[list[float]]
-    """Seconds of each call, block by block, without the cold first call of a block."""
+    """Seconds of each call, block by block, without the cold first call of a block (unless it is the only one)."""
     launch_of: list[int]
     """The launch that each block belongs to, from 0."""
     peak_mb: float
@@ -77,7 +81,8 @@ class Measured:
     """Against the first candidate; its own is 1 by definition."""
     steady: Steady
     stable: bool
-    """Whether noise moves the ratio (of a candidate alone, its time) by no more than the margin."""
+    """Whether noise moves the figure by no more than the margin, or the precision where that is larger. The figure is
+    the ratio; the baseline's own time within a launch; a lone candidate's own time."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,25 @@ def launches_within(rules: Rules, start_s: float, round_s: float) -> int:
     return max(1, min(rules.launches, int(rules.budget_s / least)))
 
 
-def calls_per_block(speeds: Sequence[float], budget_s: float) -> int:
-    """Calls of one block, the same for each candidate, from their seconds per call.
+def calls_per_block(speeds: Sequence[float], budget_s: float) -> list[int]:
+    """Calls in a block of each candidate, from their seconds per call.
 
-    Long enough for ``BLOCK_S`` of the fastest, and short enough for ``ROUNDS`` rounds of all within the budget.
+    Each gets ``BLOCK_S`` or ``MIN_CALLS``, whichever is longer. Where ``ROUNDS`` rounds of that exceed the budget,
+    those whose blocks are longer than ``BLOCK_S`` give up calls, down to one that is warm.
+
+    Args:
+        speeds: seconds per call of each candidate.
+        budget_s: seconds for the launch.
     """
-    wanted = max(MIN_CALLS, int(np.ceil(BLOCK_S / min(speeds))))
-    affordable = int(budget_s / ROUNDS / sum(speeds))
-    return max(1, min(wanted, affordable, MAX_CALLS))
+    found, left = [0] * len(speeds), budget_s / ROUNDS
+    for rank, index in enumerate(np.argsort(speeds)):
+        speed = speeds[index]
+        wanted = min(max(MIN_CALLS, math.ceil(BLOCK_S / speed)), MAX_CALLS)
+        least = wanted if MIN_CALLS * speed <= BLOCK_S else 2 if speed < ALONE_S else 1
+        share = int(left / (len(speeds) - rank) / speed)
+        found[index] = max(least, min(wanted, share))
+        left -= found[index] * speed
+    return found
 
 
 def precise(medians: Times, rules: Rules) -> bool:
@@ -175,6 +191,15 @@ def _relative(medians: Times) -> Times:
     """Logs of the ratios to the baseline; of a candidate alone, logs of its own seconds."""
     logs = np.log(medians)
     return logs[:, :1] - logs if logs.shape[1] > 1 else logs
+
+
+def _judged(medians: Times, index: int) -> Times:
+    """What has to be free of noise for one candidate to be called stable, float64[rounds].
+
+    Of the baseline beside others its own time, as far as it varies within the launch: launches are compared with it.
+    """
+    logs = np.log(medians[:, 0])
+    return _relative(medians)[:, index] if index or medians.shape[1] == 1 else logs - np.median(logs)
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -204,11 +229,13 @@ def _launches(candidates: Sequence[Candidate], inputs: list[Arrays], rules: Rule
 def _started(
     stack: ExitStack, candidates: Sequence[Candidate], inputs: list[Arrays], random: np.random.Generator
 ) -> tuple[list[Worker], list[Ready]]:
-    """A process for each, started and made ready in any order, and one at a time."""
-    order = random.permutation(len(candidates))
-    workers = {index: stack.enter_context(Worker(candidates[index], inputs)) for index in order}
-    ready = {index: worker.ready() for index, worker in workers.items()}
-    return [workers[index] for index in sorted(order)], [ready[index] for index in sorted(order)]
+    """A process for each in any order; the next one is started when the one before is ready."""
+    workers: dict[int, Worker] = {}
+    ready: dict[int, Ready] = {}
+    for index in random.permutation(len(candidates)).tolist():
+        workers[index] = stack.enter_context(Worker(candidates[index], inputs))
+        ready[index] = workers[index].ready()
+    return [workers[index] for index in sorted(workers)], [ready[index] for index in sorted(ready)]
 
 
 def _rounds(
@@ -226,7 +253,7 @@ def _rounds(
     while not _enough(found, time.monotonic() > end, rules):
         blocks: list[list[float]] = [[]] * len(workers)
         for index in random.permutation(len(workers)):
-            times = workers[index].block(calls, len(found) % inputs)
+            times = workers[index].block(calls[index], len(found) % inputs)
             blocks[index] = times[1:] or times
         found.append(blocks)
     return found
@@ -248,7 +275,8 @@ def _medians(rounds: list[list[list[float]]]) -> Times:
 def _measured(launches: list[_Launch], index: int, rules: Rules, text: str, rows: int) -> Measured:
     blocks = [blocks[index] for launch in launches for blocks in launch.rounds]
     medians = [_medians(launch.rounds) for launch in launches]
-    low, high = interval([_relative(each)[:, index] for each in medians], confidence=rules.confidence, spread=0.0)
+    judged = [_judged(each, index) for each in medians]
+    low, high = interval(judged, confidence=rules.confidence, spread=0.0)
     return Measured(
         phases=launches[0].ready[index].phases,
         blocks=blocks,

@@ -96,9 +96,8 @@ def complete(structure: Structure, events: Sequence[Event]) -> list[tuple[Inputs
     """
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, event in enumerate(events):
-        unnamed = event.name == f"{event.operator}_{event.index}"
         key = (event.name, event.operator)
-        groups["" if unnamed and key not in structure.named else event.name, event.operator].append(index)
+        groups["" if event.unnamed and key not in structure.named else event.name, event.operator].append(index)
     found: list[tuple[Inputs, Attributes] | None] = [None] * len(events)
     for key, indices in groups.items():
         definitions = structure.named.get(key, ())

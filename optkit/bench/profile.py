@@ -72,7 +72,7 @@ class NodeProfile:
 
     name: str
     origin: str
-    """Of the model's own nodes the one it came from, as far as names tell."""
+    """Of the model's own nodes the one it came from; empty where names do not tell."""
     operator: str
     provider: str
     """Full name of the execution provider; empty for torch."""
@@ -179,6 +179,7 @@ def profile_onnx(
         free = Turns(bound(plain.bind, inputs))
         if alone := model.size_bytes > LARGE_BYTES:
             take_turns([free], seconds / 2)
+            free.run = _ended  # its former one holds the session
             plain.close()
         profiled = stack.enter_context(_with_profiler(model, target, scratch))
         structure = read_optimized(scratch)
@@ -210,9 +211,15 @@ def profile_onnx(
 
 
 def bound(bind: Callable[[Arrays], Callable[[], object]], inputs: Sequence[Arrays]) -> Run:
-    """One call for all inputs, in turn."""
+    """One call for all inputs, in turn; each has run once."""
     calls = [bind(batch) for batch in inputs]
+    for call in calls:
+        call()
     return lambda index: calls[index % len(calls)]()
+
+
+def _ended(_: int) -> object:
+    raise RuntimeError("The model of these turns is closed.")
 
 
 def _with_profiler(model: Model, target: Target, folder: Path) -> OnnxRunner:
@@ -236,13 +243,15 @@ def _most_calls(structure: Structure) -> int:
 def _nodes(model: Model, calls: Sequence[Call], cost: Cost, structure: Structure) -> Iterator[NodeProfile]:
     times = add_up(calls, cost)
     inputs = complete(structure, [each.event for each in times])
-    known = origins(model.path, [each.event.name for each in times]) if model.form == "onnx" else {}
+    known = (
+        origins(model.path, {each.event.name: each.event.operator for each in times}) if model.form == "onnx" else None
+    )
     for each, full in zip(times, inputs, strict=True):
         event = each.event
         given = event.inputs if full is None else tuple(tensor for tensor in full[0] if tensor is not None)
         yield NodeProfile(
             name=event.name,
-            origin=known.get(event.name, event.name),
+            origin=("" if event.unnamed else event.name) if known is None else known[event.name],
             operator=event.operator,
             provider=event.provider,
             inputs=given,
@@ -255,26 +264,37 @@ def _nodes(model: Model, calls: Sequence[Call], cost: Cost, structure: Structure
 
 def profiler_cost(target: Target, scratch: Path) -> Cost:
     """What onnxruntime's profiler adds for each node, found on nodes that do next to nothing."""
-    from onnx import TensorProto, helper
+    import numpy as np
 
     from optkit.runner.providers import import_ort
 
-    nodes = [helper.make_node(("Abs", "Neg")[i % 2], [f"t{i}"], [f"t{i + 1}"]) for i in range(CHAIN)]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("t0", f"t{CHAIN}")]
-    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-    import numpy as np
-
-    feeds, ort, sessions = {"t0": np.ones(1, np.float32)}, import_ort(), []
+    ort, made, sessions = import_ort(), _chain(), []
     for profiling in (False, True):
         options = ort.SessionOptions()
         options.intra_op_num_threads = target.threads
         options.enable_profiling, options.profile_file_prefix = profiling, str(scratch / "chain")
         sessions.append(ort.InferenceSession(made, options, providers=["CPUExecutionProvider"]))
-    turns = [Turns(lambda _, run=session.run: run(None, feeds), most=300) for session in sessions]  # type: ignore[misc]
+    feeds: Arrays = {"t0": np.ones(1, np.float32)}
+    turns = [Turns(_repeated(session, feeds), most=300) for session in sessions]
     take_turns(turns, 0.3)
     calls = typical(ort_calls(json.loads(Path(sessions[1].end_profiling()).read_bytes())))
     plain = median(turns[0].times) / CHAIN * 1e6
     within = fmean(each.microseconds / each.executions for each in add_up(calls))
     whole = fmean(call.end - call.start for call in calls) / CHAIN
     return Cost(max(0.0, within - plain), max(0.0, whole - within))
+
+
+def _chain() -> bytes:
+    """A model of ``CHAIN`` nodes, one after the other, on one number."""
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node(("Abs", "Neg")[i % 2], [f"t{i}"], [f"t{i + 1}"]) for i in range(CHAIN)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("t0", f"t{CHAIN}")]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 20)]
+    made: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return made
+
+
+def _repeated(session: onnxruntime.InferenceSession, feeds: Arrays) -> Run:
+    return lambda _: session.run(None, feeds)

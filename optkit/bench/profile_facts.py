@@ -43,7 +43,7 @@ class Rate(Fact):
     """10^9 operations per second."""
     gb_s: float | None = None
     bound_ms: float | None = None
-    """The larger of operations at the arithmetic limit and bytes at the memory's."""
+    """The larger of operations at the arithmetic limit and bytes at the memory's; null where either is not known."""
     bound_by: Literal["arithmetic", "memory", ""] = ""
     reached: float | None = None
     """bound_ms / ms: 1 = at the limit. Above 1 where the node's data lay in a faster cache than was assumed."""
@@ -56,7 +56,7 @@ class NodeFacts(Fact):
 
     name: str
     origin: str
-    """Of the model's own nodes the one it came from, as far as names tell."""
+    """Of the model's own nodes the one it came from; empty where names do not tell."""
     operator: str
     provider: str = ""
     """Short name; empty for torch."""

@@ -94,7 +94,7 @@ def _rate(work: Work, executions: float, seconds: float, peaks: Peaks | None, we
 
 
 def bound_of(work: Work, peaks: Peaks, weights: int) -> tuple[float | None, Limit]:
-    """Least seconds of one execution, and what sets them: ``arithmetic`` or ``memory``.
+    """Least seconds of one execution, and what sets them; nothing where operations or bytes have no limit here.
 
     Weights come from where all weights of the model have room, as a call reads them all in turn; what the node before
     has just written may still lie in a cache of the node's own size.
@@ -105,10 +105,10 @@ def bound_of(work: Work, peaks: Peaks, weights: int) -> tuple[float | None, Limi
         weights: bytes of all weights of the model.
     """
     limit = {"fp32": peaks.fp32_gflops, "int8": peaks.int8_gops}.get(work.kind)
-    if limit is None:
+    if limit is None or work.bytes is None:
         return NO_BOUND
     arithmetic = work.operations / (limit * 1e9)
-    others = (work.bytes or 0) - work.weight_bytes
+    others = work.bytes - work.weight_bytes
     memory = work.weight_bytes / bandwidth(peaks, weights) + others / bandwidth(peaks, others)
     return (arithmetic, "arithmetic") if arithmetic >= memory else (memory, "memory")
 

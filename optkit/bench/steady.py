@@ -26,7 +26,7 @@ def steady_of(blocks: Sequence[Sequence[float]], *, launches: int, rows: int) ->
         median_ms=float(np.median(seconds)) * 1e3,
         mean_ms=float(seconds.mean()) * 1e3,
         percentiles=percentiles(seconds),
-        throughput=rows / float(np.median(seconds)),
+        throughput=rows / float(seconds.mean()),
         calls=len(seconds),
         blocks=len(blocks),
         launches=launches,

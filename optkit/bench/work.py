@@ -7,15 +7,13 @@ A multiplication and the addition of its product count as two operations, so a p
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["fp32", "int8", ""]
 """Which of the machine's arithmetic limits holds; empty = one that is not measured (float16, float64)."""
-
-_HALVES = frozenset({"int4", "uint4"})
-_BYTES = {"bool": 1, "bfloat16": 2, "float8e4m3fn": 1, "float8e5m2": 1}
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,16 @@ class Tensor:
     @property
     def bytes(self) -> int:
         """Their size; strings count nothing."""
-        if self.dtype in _HALVES:
-            return (self.elements + 1) // 2
-        digits = "".join(filter(str.isdigit, self.dtype))
-        return self.elements * _BYTES.get(self.dtype, int(digits or 0) // 8)
+        return (self.elements * _bits(self.dtype) + 7) // 8
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+def _bits(dtype: str) -> int:
+    """Of one value: the first number in the type's name, as in ``float8e4m3fn``; 0 for strings."""
+    found = re.search(r"\d+", dtype)
+    return int(found[0]) if found else 8 * (dtype == "bool")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def work_of(
         outputs: its outputs.
         attributes: the node's integer attributes.
     """
-    count = _COUNTS.get(operator)
+    count = COUNTS.get(operator)
     if count is None or not inputs or inputs[0] is None or not outputs:
         return None
     attributes = attributes or {}
@@ -100,9 +101,11 @@ def _kind(operator: str, first: Tensor, attributes: Attributes) -> Kind:
     return "fp32" if first.dtype == "float32" else ""
 
 
-def _product(inputs: Inputs, outputs: Sequence[Tensor], attributes: Attributes) -> int:
+def _product(inputs: Inputs, outputs: Sequence[Tensor], attributes: Attributes) -> int | None:
     """[.., M, K] x [.., K, N] -> [.., M, N]: 2 K per output value."""
     left = _there(inputs[0])
+    if attributes.get("transA") and attributes.get("transBatchA"):
+        return None  # K is none of the last two axes
     inner = left.shape[-2] if attributes.get("transA") else left.shape[-1]
     return 2 * outputs[0].elements * inner
 
@@ -121,21 +124,55 @@ def _transposed(inputs: Inputs, _outputs: Sequence[Tensor], _: Attributes) -> in
     return 2 * _there(inputs[0]).elements * math.prod(_there(inputs[1]).shape[1:])
 
 
-def _attention(inputs: Inputs, outputs: Sequence[Tensor], _: Attributes) -> int | None:
-    """query [B, S, D] or [B, heads, S, d], key likewise of length L: 2 L for each value of query and output."""
-    query = _there(inputs[0])
-    if len(query.shape) not in (3, 4):
-        return None  # query, key and value packed into one
-    return 2 * _there(inputs[1]).shape[-2] * (query.elements + outputs[0].elements)
+def _attention(past: int, *unknown: int) -> Count:
+    """query [B, S, D] or [B, heads, S, d], key and value likewise of length L, after a past [B, heads, P, d].
+
+    2 (L + P) for each value of query and output.
+
+    Args:
+        past: position of the past keys.
+        unknown: positions of inputs by which the length is only known while the model runs.
+    """
+
+    def count(inputs: Inputs, outputs: Sequence[Tensor], _: Attributes) -> int | None:
+        query, key, _value = map(_there, inputs[:3])  # packed into one or two, others are left out
+        if len(query.shape) not in (3, 4) or any(_optional(inputs, place) for place in unknown):
+            return None
+        return 2 * (key.shape[-2] + _length(inputs, past)) * (query.elements + outputs[0].elements)
+
+    return count
 
 
-def _with_projection(inputs: Inputs, outputs: Sequence[Tensor], attributes: Attributes) -> int | None:
-    """``com.microsoft.Attention``, [B, S, D] x [D, 3 H] first; ONNX's own operator of that name has no such weight."""
-    tokens, weight = _there(inputs[0]), _there(inputs[1])
-    if len(weight.shape) != 2:
-        return _attention(inputs, outputs, attributes)
-    batch, length, width = tokens.shape
-    return 2 * batch * length * width * weight.shape[1] + 4 * length * outputs[0].elements
+def _with_projection(past: int, *unknown: int) -> Count:
+    """Of ``com.microsoft``: [B, S, D] x [D, 2 H + V] first, then 2 (S + P) for each value of query and output."""
+
+    def count(inputs: Inputs, outputs: Sequence[Tensor], _: Attributes) -> int | None:
+        tokens, weight = _there(inputs[0]), _there(inputs[1])
+        if any(_optional(inputs, place) for place in unknown):
+            return None
+        batch, length, width = tokens.shape
+        _width, columns = weight.shape
+        value = outputs[0].shape[-1]
+        heads = (columns - value) // 2 + value
+        return 2 * batch * length * (width * columns + (length + _length(inputs, past)) * heads)
+
+    return count
+
+
+def _either_attention(inputs: Inputs, outputs: Sequence[Tensor], attributes: Attributes) -> int | None:
+    """ONNX's own operator and ``com.microsoft``'s, whose second input is a weight [D, columns], share a name."""
+    weight = len(_there(inputs[1]).shape) == 2
+    return (_with_projection(4, 6) if weight else _attention(4, 6))(inputs, outputs, attributes)
+
+
+def _length(inputs: Inputs, past: int) -> int:
+    """Of a past [.., P, d], 0 where there is none."""
+    found = _optional(inputs, past)
+    return 0 if found is None else found.shape[-2]
+
+
+def _optional(inputs: Inputs, place: int) -> Tensor | None:
+    return inputs[place] if place < len(inputs) else None
 
 
 def _recurrent(inputs: Inputs, _outputs: Sequence[Tensor], _: Attributes) -> int:
@@ -153,17 +190,18 @@ def _there(tensor: Tensor | None) -> Tensor:
 _INT8 = frozenset(
     {
         *("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"),
-        *("ConvInteger", "QLinearConv", "QLinearConvTranspose", "QAttention", "DynamicQuantizeLSTM"),
+        *("ConvInteger", "QLinearConv", "QAttention", "DynamicQuantizeLSTM"),
     }
 )
-_COUNTS: dict[str, Count] = {
+COUNTS: dict[str, Count] = {
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "FusedMatMulActivation"), _product),
     **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), _product),
     **dict.fromkeys(("QLinearMatMul", "QGemm", "GemmFastGelu"), _product),
     **dict.fromkeys(("Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "ConvInteger"), _convolution(1)),
     "QLinearConv": _convolution(3),
     "ConvTranspose": _transposed,
-    **dict.fromkeys(("MultiHeadAttention",), _attention),
-    **dict.fromkeys(("Attention", "QAttention"), _with_projection),
+    "MultiHeadAttention": _attention(6, 8),
+    "Attention": _either_attention,
+    "QAttention": _with_projection(8),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
 }

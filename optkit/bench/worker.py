@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from socket import SO_SNDTIMEO, SOL_SOCKET, socketpair
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +26,8 @@ from optkit.runner.base import RunnerAbout
 
 START_TIMEOUT_S = 600.0
 """A child that has not loaded and warmed its model by then is given up."""
+SEND_TIMEOUT_S = 120.0
+"""A child that takes nothing of a message for so long is given up; it reads when it has started Python."""
 BLOCK_TIMEOUT_S = 120.0
 """A block may take this much longer than expected."""
 
@@ -64,12 +69,20 @@ class Worker:
         """Largest resident memory so far, bytes."""
 
     def __enter__(self) -> Self:
-        self._errors = tempfile.TemporaryFile()
-        self._connection, theirs = Pipe()
+        with ExitStack() as stack:
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def _start(self, stack: ExitStack) -> None:
+        self._errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - it is one, of the stack
+        ours, theirs = socketpair()
+        ours.setsockopt(SOL_SOCKET, SO_SNDTIMEO, struct.pack("ll", *divmod(round(SEND_TIMEOUT_S * 1e6), 10**6)))
+        self._connection = stack.enter_context(Connection(ours.detach()))
         paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109 - sys.path holds strings
         command = [sys.executable, "-P", "-m", "optkit.bench.child", str(theirs.fileno())]
         with theirs:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -80,17 +93,13 @@ class Worker:
                 # should the parent be killed, the kernel wakes and hangs up stopped groups that nobody is left to wake.
                 process_group=0,
             )
-        return self
+        self._process = stack.enter_context(process)
+        stack.callback(self._signal, signal.SIGKILL)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._connection.close()
-        self._errors.close()
+        self._stack.close()
 
     def ready(self) -> Ready:
         """Load and warm up."""
@@ -114,19 +123,26 @@ class Worker:
 
     def _ask(self, message: object, timeout: float) -> tuple[Any, ...]:
         """One turn: wake the child, let it answer, stop it."""
-        self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         try:
             self._connection.send(message)
             if not self._connection.poll(timeout):
                 raise self._lost(f"gave no answer for {timeout:.0f} s")
             answer = self._connection.recv()
+        except BlockingIOError as error:
+            raise self._lost(f"took no message for {SEND_TIMEOUT_S:.0f} s") from error
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise self._lost(self._end()) from error
-        self._process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         if isinstance(answer, OptkitError):
             answer.message = self._named(answer.message, answer.file)
             raise answer
         return tuple(answer)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the child and all that it has started: compilers, loaders."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS: the group has only ended processes
+            os.killpg(self._process.pid, number)
 
     def _named(self, message: str, file: str | None) -> str:
         """With the candidate's label, where the file does not say it."""

@@ -27,9 +27,7 @@ def bench(
     data: shared.Data = None,
     session: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Session entry. Repeatable.")] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds a point, first start aside. (default: 10)")] = None,
-    precision: Annotated[
-        float | None, typer.Option(help="Noise at which to stop earlier. (default: 0.01)")
-    ] = None,
+    precision: Annotated[float | None, typer.Option(help="Noise at which to stop earlier. (default: 0.01)")] = None,
     margin: Annotated[float | None, typer.Option(help="Share up to which is the same. (default: 0.02)")] = None,
     launches: Annotated[int | None, typer.Option(help="Starts of each candidate, at most. (default: 5)")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random choice. (default: 0)")] = None,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from optkit.errors import Interrupted, OptkitError, Terminated, UsageError
+from optkit.errors import Interrupted, OptkitError, OutputError, Terminated, UsageError
 
 T = TypeVar("T")
 
@@ -60,6 +60,13 @@ def answer(
         sys.stdout.flush()
     except BrokenPipeError:
         silence()
+    except OSError as error:
+        failure = OutputError(
+            f"The result cannot be written to stdout: {error.strerror}.",
+            expected="a pipe, file or terminal with room for it",
+            fix="free some space, or send it somewhere else",
+        )
+        silence()
     if failure is not None:
         tell(failure)
         raise typer.Exit(exit_code(failure))
@@ -67,7 +74,7 @@ def answer(
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     """What ``work`` gives, or why it gave nothing."""
-    again = "finished steps are in the cache; run it again to go on"
+    again = "run it again; what optimize has finished is in the cache"
     try:
         return work(), None
     except KeyboardInterrupt as stop:

@@ -10,7 +10,7 @@ import typer
 from optkit.cli import options as shared
 from optkit.cli.door import answer
 from optkit.cli.reports import report_writer
-from optkit.cli.words import parse_dims, parse_entries
+from optkit.cli.words import parse_entries, parse_sizes
 
 
 def profile(
@@ -43,18 +43,19 @@ def profile(
 
     ENGINE after MODEL: eager or compile (torch), or an execution provider of onnxruntime.
     """
-    about = {"provider": provider, "factory": factory, "signature": signature, "trust_pickle": trust_pickle}
 
     def work() -> Any:
         from optkit.cli.progress import bar
         from optkit.pipeline.candidates import About
+        from optkit.pipeline.profile import Conditions
         from optkit.pipeline.profile import profile as measure
 
-        sizes = parse_sizes(dims or ())
-        given = About(**about, session=parse_entries(session or ()))  # type: ignore[arg-type]
-        asked = {"inputs": inputs, "data": data, "threads": threads, "trace": trace, "force": force}
+        conditions = Conditions(inputs, data, parse_sizes(dims or ()), threads)
+        about = About(factory, signature, trust_pickle, provider, parse_entries(session or ()))
         with bar() as watch:
-            return measure(model, against=against, dims=sizes, about=given, watch=watch, **asked)  # type: ignore[arg-type]
+            return measure(
+                model, against=against, conditions=conditions, trace=trace, force=force, about=about, watch=watch
+            )
 
     def show(facts: Any) -> None:
         from optkit.cli.render_profile import show_profile
@@ -67,22 +68,3 @@ def profile(
         return profile_markdown(facts, top)
 
     answer("profile", json, work, show, on_end=report_writer("optkit profile", None, markdown, words))
-
-
-def parse_sizes(words: Any) -> dict[str, int]:
-    """``["batch=8"]`` -> ``{"batch": 8}``.
-
-    Raises:
-        UsageError: an entry is not of that form, or names more than one size.
-    """
-    from optkit.errors import UsageError
-
-    found = parse_dims(words)
-    for name, sizes in found.items():
-        if len(sizes) > 1:
-            raise UsageError(
-                f"--dims {name}={','.join(map(str, sizes))}: a profile is of one size.",
-                expected="one size for each dimension",
-                fix="profile them one by one, or time them with: optkit bench",
-            )
-    return {name: sizes[0] for name, sizes in found.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 NARROW = 90
 """Columns below which the figures of an output are a line instead of a row."""
 
-NAME_WIDTH = 18
-"""Characters up to which rows' names are not broken, however narrow the table is."""
+WORD_WIDTH = 24
+"""Characters up to which a word in a table is not broken."""
 
 WIDE = 120
 """Columns from which what a step did stands in its row instead of in a line below."""
@@ -49,17 +49,33 @@ def say(out: Console, text: str) -> None:
 
 
 def show_table(out: Console, table: Table) -> None:
-    """One table; long cells wrap instead of being cut."""
+    """One table, whose cells wrap between words; where not even these fit, a paragraph for each row."""
     if not table.rows:
         return
+    widths = [_needed(cells) for cells in zip(table.heads, *table.rows, strict=True)]
+    if sum(widths) + 3 * len(widths) + 1 > out.width:
+        _show_paragraphs(out, table)
+        return
     rich = RichTable(title=table.title or None, title_justify="left", title_style="bold")
-    short = max(len(row[0]) for row in table.rows) <= NAME_WIDTH
-    for index, head in enumerate(table.heads):
-        name = index == 0
-        rich.add_column(escape(head), overflow="fold", justify="left" if name else "default", no_wrap=name and short)
+    for index, (head, width) in enumerate(zip(table.heads, widths, strict=True)):
+        rich.add_column(escape(head), overflow="fold", justify="left" if index == 0 else "default", min_width=width)
     for index, row in enumerate(table.rows):
         rich.add_row(*(_cell(cell) for cell in row), end_section=index in table.rules)
     out.print(rich)
+
+
+def _needed(cells: Sequence[str]) -> int:
+    """Columns without which a word would be broken; of long ones, as paths are, only a part."""
+    return min(WORD_WIDTH, max((len(word) for cell in cells for word in cell.split()), default=0))
+
+
+def _show_paragraphs(out: Console, table: Table) -> None:
+    if table.title:
+        say(out, f"[bold]{escape(table.title)}[/]")
+    for name, *cells in table.rows:
+        figures = [f"{head} {cell}" for head, cell in zip(table.heads[1:], cells, strict=True) if cell not in ("", "-")]
+        say(out, f"[bold]{escape(name)}[/]")
+        say(out, f"  {escape(', '.join(figures))}")
 
 
 def _cell(text: str) -> str:

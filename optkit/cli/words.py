@@ -20,6 +20,23 @@ def parse_dims(words: Iterable[str]) -> dict[str, list[int]]:
     return found
 
 
+def parse_sizes(words: Iterable[str]) -> dict[str, int]:
+    """``["batch=8"]`` -> ``{"batch": 8}``.
+
+    Raises:
+        UsageError: an entry is not of that form, or names more than one size.
+    """
+    found = parse_dims(words)
+    for name, sizes in found.items():
+        if len(sizes) > 1:
+            raise UsageError(
+                f"--dims {name}={','.join(map(str, sizes))}: a profile is of one size.",
+                expected="one size for each dimension",
+                fix="profile them one by one, or time them with: optkit bench",
+            )
+    return {name: sizes[0] for name, sizes in found.items()}
+
+
 def parse_counts(option: str, words: Iterable[str]) -> list[int]:
     """``["1,2", "4"]`` -> ``[1, 2, 4]``.
 
@@ -72,6 +89,9 @@ def parse_entries(words: Iterable[str]) -> dict[str, str]:
                 expected="KEY=VALUE, as onnxruntime's session config entries are written",
                 fix="write --session session.intra_op.allow_spinning=0",
             )
+    keys = [key.strip() for key, _, _ in pairs.values()]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UsageError(f"--session {twice[0]} is given twice.", expected="one value", fix="leave one of them out")
     return {key.strip(): value.strip() for key, _, value in pairs.values()}
 
 

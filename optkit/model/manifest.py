@@ -197,9 +197,9 @@ class StepRecord(Fact):
     decisions: tuple[dict[str, Any], ...] = ()
     drift: Drift | None = None
     speedup: Ratio | None = None
-    """Against the step before: a COARSE estimate, from one short measurement. None = not timed."""
+    """Against the step before: a COARSE estimate, from one short measurement or two. None = not timed."""
     timing_note: str = ""
-    """Why it was not timed, or what to know about ``speedup``."""
+    """Why it was not timed, or what to know about ``speedup``, such as that it is from an earlier run."""
     seconds: float = 0.0
     """Of the pass itself; when cached, of the run that made it."""
     peak_mb: float | None = None
@@ -217,7 +217,7 @@ class Timing(Fact):
     launches: int = 1
     """Processes each of the two was started in, one after the other."""
     stable: bool = True
-    """False where the machine was too noisy for the asked precision; the numbers stand all the same."""
+    """False where noise alone moves the ratio by more than the margin; the numbers stand all the same."""
     torch_eager_ms: float | None = None
     """Median of the original in torch eager, for torch originals; a COARSE estimate, alone."""
     torch_note: str = ""

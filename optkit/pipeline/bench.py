@@ -15,7 +15,7 @@ from optkit.bench.facts import BenchFacts, BenchPoint, CandidateFacts, OpenLoop
 from optkit.bench.measure import Candidate, Measured, Rules, measure, open_loop_of
 from optkit.bench.open_loop import summarize
 from optkit.data.dataset import Arrays
-from optkit.errors import UsageError
+from optkit.errors import OptkitError, UsageError
 from optkit.model.machine import usable_threads
 from optkit.model.manifest import Environment
 from optkit.model.model import Model
@@ -90,6 +90,8 @@ def bench(
             place = f"point {index + 1}/{len(points)}: {_words(sizes, count)}"
             done.append(stand.point(sizes, count, partial(_prefixed, watch, place)))
     except BaseException as error:  # an interruption too: what was measured until then goes along
+        if isinstance(error, OptkitError) and dims:
+            error.message = f"At {place.partition(': ')[2]}: {error.message}"
         if done:
             vars(error)["facts"] = stand.facts(done)
         raise
@@ -209,6 +211,7 @@ class _Stand:
             phases=one.phases,
             steady=one.steady,
             ratio=one.ratio,
+            verdict="baseline" if entrant is self.entrants[0] else one.ratio.word,
             stable=one.stable,
             samples_ms=tuple(tuple(round(s * 1e3, 6) for s in block) for block in one.blocks) if self.samples else (),
             launch_of=tuple(one.launch_of) if self.samples else (),

@@ -161,16 +161,16 @@ class Cache:
         return of_libraries and shutil.disk_usage(self.root).free < FULL_BYTES
 
     def get(self, key: str) -> Path | None:
-        """The verified folder of a key, or None. A damaged entry is removed; one that cannot be read just now stays."""
+        """The verified folder of a key, or None.
+
+        A damaged entry stays until it is put anew: who removed it might meet the sound one of another process.
+        """
         folder = self._folder(key)
         try:
             whole = _whole(folder) or _whole(folder)  # again, as another process may just have put it anew
         except OSError:  # too many open files, no permission, a disk that is away: no word about the entry
             return None
-        if whole:
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
+        return folder if whole else None
 
     def put(self, key: str, made: Path, what: str) -> Path:
         """Move a finished folder into the cache, and evict the least recently used beyond the cap."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import tee
@@ -18,6 +19,7 @@ from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import original_outputs
+from optkit.runner.base import Runner
 from optkit.runner.open import open_runner, run_batches, run_dataset
 
 if TYPE_CHECKING:
@@ -162,6 +164,18 @@ def time_candidates(job: Job, candidates: Sequence[tuple[Model, Target]], rules:
     inputs, described = bench_inputs(job)
     chosen = [Candidate(model=model, target=target, session=model.session) for model, target in candidates]
     return measure(chosen, inputs, rules, described=described)
+
+
+def call_seconds(model: Model, target: Target, inputs: Arrays) -> float:
+    """Seconds of one call, coarsely: of the first one; on devices, which make themselves ready in it, a second."""
+    with open_runner(model, target) as runner:
+        return min(_timed(runner, inputs) for _ in range(1 if target.provider == "cpu" else 2))
+
+
+def _timed(runner: Runner, inputs: Arrays) -> float:
+    begin = time.perf_counter()
+    runner.run(inputs)
+    return time.perf_counter() - begin
 
 
 def bench_inputs(job: Job, count: int = 4) -> tuple[list[Arrays], str]:

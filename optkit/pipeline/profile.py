@@ -7,9 +7,8 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -34,7 +33,7 @@ from optkit.pipeline.context import Progress, silent, with_session
 from optkit.pipeline.environment import environment, load_average
 from optkit.pipeline.infer import refuse_both
 from optkit.pipeline.isolate import isolated, refuse_within_import
-from optkit.pipeline.sweep import points_of
+from optkit.pipeline.sweep import Fed, points_of
 from optkit.report.profile import short_label
 
 SPREAD = 0.25
@@ -43,17 +42,29 @@ SLOWED = 0.8
 """Scale of the nodes' times below which a note says that they are rough."""
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """Under which models are profiled."""
+
+    inputs: Path | None = None
+    """What ``infer`` takes; else evaluation data as ``bench`` finds them; else made-up inputs."""
+    data: Mapping[str, Any] | list[str] | None = None
+    """Evaluation data."""
+    dims: Mapping[str, int] = field(default_factory=dict)
+    """Dimension -> size; ``batch`` is the sample axis, whatever its name."""
+    threads: int | None = None
+    """Intra-op threads; None = as many as may be used."""
+    seconds: float = SECONDS
+    """Of timing per model."""
+
+
 def profile(
     model: str | Path | Model,
     *,
     against: str | Path | Model | None = None,
-    inputs: Path | None = None,
-    data: Mapping[str, Any] | list[str] | None = None,
-    dims: Mapping[str, int] | None = None,
-    threads: int | None = None,
+    conditions: Conditions | None = None,
     trace: Path | None = None,
     force: bool = False,
-    seconds: float = SECONDS,
     about: About | None = None,
     watch: Progress = silent,
 ) -> ProfileFacts:
@@ -62,13 +73,9 @@ def profile(
     Args:
         model: ``MODEL[@ENGINE]``, a path or an opened Model.
         against: another one, whose hot spots are put beside those of ``model``.
-        inputs: what ``infer`` takes; else evaluation data as ``bench`` finds them; else made-up inputs.
-        data: evaluation data.
-        dims: dimension -> size; ``batch`` is the sample axis, whatever its name.
-        threads: intra-op threads; None = as many as may be used.
+        conditions: what the models are fed, threads and time.
         trace: write the calls as a Chrome trace, for https://ui.perfetto.dev.
         force: replace an existing ``trace``.
-        seconds: of timing per model.
         about: what the models need to be opened and run.
         watch: is told what is being done.
 
@@ -78,25 +85,14 @@ def profile(
         OptkitError: something else given is wrong.
     """
     refuse_within_import()
-    refuse_both(inputs, data)
+    conditions = conditions or Conditions()
+    refuse_both(conditions.inputs, conditions.data)
     if trace is not None:
         _check_trace(trace, force)
     before = load_average()
-    given = [model] if against is None else [model, against]
-    entrants = share_inputs(open_entrants(given, about or About()))
-    _refuse_engines(entrants)
-    entrants, supply = supplied(entrants, inputs, data, 0)
-    sizes = {name: [size] for name, size in (dims or {}).items()}
-    point, count = points_of(supply, sizes, [threads or usable_threads()], {e.label: e.model for e in entrants})[0]
-    fed = supply.at(point)
-    batches = _alike(fed.batches)
-    targets = [replace(each.candidate.target, threads=count, shapes=fed.dims) for each in entrants]
-    found = [
-        _profiled(each, target, batches, seconds, partial(watch, f"profiling {each.label}", index, len(entrants) + 1))
-        for index, (each, target) in enumerate(zip(entrants, targets, strict=True))
-    ]
-    watch("measuring the machine's limits", len(entrants), len(entrants) + 1)
-    peaks, lacking = _peaks(targets, count)
+    entrants, fed, threads = _prepared([model] if against is None else [model, against], conditions, about or About())
+    targets = [replace(each.candidate.target, threads=threads, shapes=fed.dims) for each in entrants]
+    found, peaks, lacking = _measured(entrants, targets, fed.batches, conditions.seconds, watch)
     profiles = [_facts(*each, peaks) for each in zip(entrants, targets, found, strict=True)]
     if trace is not None:
         _write_trace(trace, {each.label: one.calls for each, one in zip(entrants, found, strict=True)})
@@ -108,9 +104,9 @@ def profile(
         families=families,
         pairs=pairs,
         peaks=peaks,
-        threads=count,
+        threads=threads,
         dims=fed.dims,
-        inputs=describe(batches, "synthetic" if fed.synthetic else "real"),
+        inputs=describe(fed.batches, "synthetic" if fed.synthetic else "real"),
         synthetic=fed.synthetic,
         source=fed.source,
         environment=environment(targets[0], before),
@@ -119,11 +115,35 @@ def profile(
     )
 
 
-def _profiled(
-    entrant: Entrant, target: Target, batches: list[Arrays], seconds: float, told: Callable[[], None]
-) -> Profiled:
+def _prepared(
+    models: Sequence[str | Path | Model], conditions: Conditions, about: About
+) -> tuple[list[Entrant], Fed, int]:
+    """The models opened, what they are fed, and the number of threads."""
+    entrants = share_inputs(open_entrants(models, about))
+    _refuse_engines(entrants)
+    entrants, supply = supplied(entrants, conditions.inputs, conditions.data, 0)
+    sizes = {name: [size] for name, size in conditions.dims.items()}
+    counts = [conditions.threads or usable_threads()]
+    ((point, threads),) = points_of(supply, sizes, counts, {each.label: each.model for each in entrants})
+    fed = supply.at(point)
+    return entrants, replace(fed, batches=_alike(fed.batches)), threads
+
+
+def _measured(
+    entrants: Sequence[Entrant], targets: Sequence[Target], batches: list[Arrays], seconds: float, watch: Progress
+) -> tuple[list[Profiled], Peaks | None, str]:
+    """Each model's profile; the machine's limits, or why there are none."""
+    steps = len(entrants) + 1
+    found = []
+    for index, (each, target) in enumerate(zip(entrants, targets, strict=True)):
+        watch(f"profiling {each.label}", index, steps)
+        found.append(_profiled(each, target, batches, seconds))
+    watch("measuring the machine's limits", len(entrants), steps)
+    return found, *_peaks(targets)
+
+
+def _profiled(entrant: Entrant, target: Target, batches: list[Arrays], seconds: float) -> Profiled:
     """One model, in a process of its own; what it writes goes into a temporary folder of this one's."""
-    told()
     model = with_session(entrant.model, dict(entrant.candidate.session))
     with tempfile.TemporaryDirectory(prefix="optkit-profile-") as scratch:
         return isolated(True, profile_model, model, target, batches, Path(scratch), seconds)
@@ -148,12 +168,12 @@ def _alike(batches: Sequence[Arrays]) -> list[Arrays]:
     return [batch for batch in batches if shapes(batch) == shapes(batches[0])]
 
 
-def _peaks(targets: Sequence[Target], threads: int) -> tuple[Peaks | None, str]:
+def _peaks(targets: Sequence[Target]) -> tuple[Peaks | None, str]:
     """The machine's limits, or why there are none."""
     if all(target.provider != "cpu" for target in targets):
         return None, "limits are only measured of the CPU"
     try:
-        return isolated(True, measure_peaks, threads), ""
+        return isolated(True, measure_peaks, targets[0].threads), ""
     except PackageError as error:
         return None, f"the machine's limits were not measured: {error.message}"
 
@@ -197,6 +217,8 @@ def _notes(profile: ModelProfile, found: Profiled) -> Iterator[str]:
             f"{name}: with the profiler a call takes {profile.profiled_ms / profile.latency_ms:.1f} times as long as "
             "without, so the times of short nodes are rough"
         )
+    if found.engine != "onnxruntime":
+        yield f"{name}: torch does not show what its operators write, so it is not known how fast they could be"
     if profile.provider != "cpu":
         yield f"{name}: on {profile.provider} the profiler may see how long work takes to launch, and not to run"
 

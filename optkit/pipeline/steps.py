@@ -11,14 +11,14 @@ from optkit.model.manifest import Change, Drift, StepRecord
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
 from optkit.passes._base import Pass
-from optkit.pipeline.allowance import Allowance
+from optkit.pipeline.allowance import USED_UP, Allowance
 from optkit.pipeline.cache import key_of
 from optkit.pipeline.context import Progress, silent
 from optkit.pipeline.contract import Check, check_split, check_step
 from optkit.pipeline.isolate import isolated, needs_child
 from optkit.pipeline.job import Job
 from optkit.pipeline.make import Made, make
-from optkit.pipeline.stopwatch import Estimate, estimate
+from optkit.pipeline.stopwatch import Estimate, estimate, time_left
 from optkit.recipe.recipe import Step
 
 NO_BENCH = "not timed: --no-bench"
@@ -217,11 +217,13 @@ def _checked(job: Job, step: Step, before: Model, made: Made, earlier: Sequence[
 
 def _estimate(job: Job, before: Model, after: Model, policy: Policy, *, decides: bool) -> Estimate:
     """A coarse estimate of what the step brought; torch models are timed as the recipe exports them."""
+    if not policy.bench:
+        return Estimate(note=NO_BENCH)
+    if "torch" in (before.form, after.form) and not time_left(policy.allowance, decides=decides):
+        return Estimate(note=USED_UP)
     models = [export(job, before), export(job, after)]
     if models[0].digest == models[1].digest and models[0].session == models[1].session:
         return Estimate()
-    if not policy.bench:
-        return Estimate(note=NO_BENCH)
     return estimate(job, models, policy.allowance, decides=decides, remeasure=policy.remeasure)
 
 

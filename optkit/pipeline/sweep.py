@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,15 +17,14 @@ from optkit.data.dataset import Arrays, Dataset
 from optkit.data.open import open_dataset
 from optkit.data.synthetic import synthetic
 from optkit.errors import ModelError, UsageError
+from optkit.model.machine import machine
 from optkit.model.model import Model
 from optkit.model.signature import Signature, TensorSpec
 from optkit.pipeline.gather import Source
+from optkit.pipeline.infer import BATCH
 
 ROTATION = 4
 """Batches that are fed in turn, so that no cache wins."""
-
-BATCH = 8
-"""Samples per made-up batch, where nobody says."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Supply:
         Raises:
             DataError: the data are missing or do not fit the inputs.
         """
+        _refuse_huge(self.signature, {**self.shapes, **dims})
         rows = sample_dim(self.signature)
         others = [name for name in dims if name != rows]
         real = self.source is not None and not others
@@ -222,6 +223,25 @@ def _full_batches(dataset: Dataset) -> tuple[list[Arrays], str]:
     wanted = np.concatenate([(int(start) + np.arange(size, dtype=np.int64)) % count for start in starts])
     note = "" if count >= ROTATION * size else f"{count} samples, used repeatedly to fill {ROTATION} batches of {size}"
     return [batch.inputs for batch in dataset.subset(wanted, dataset.split).batches()], note
+
+
+def _refuse_huge(signature: Signature, sizes: Mapping[str, int]) -> None:
+    """Inputs that would not leave room for a model.
+
+    Raises:
+        UsageError: they take more than a quarter of the memory; names the largest dimension.
+    """
+    counts = (
+        math.prod(sizes.get(str(d), 1) if isinstance(d, str) else d for d in s.shape or ()) for s in signature.inputs
+    )
+    needed = ROTATION * sum(4 * count for count in counts)
+    if sizes and needed > machine().memory_bytes / 4:
+        name = max(sizes, key=sizes.__getitem__)
+        raise UsageError(
+            f"{ROTATION} batches of these sizes take about {needed / 1e9:.0f} GB.",
+            expected=f"at most a quarter of the {machine().memory_bytes / 1e9:.0f} GB of memory",
+            fix=f"ask for less than --dims {name}={sizes[name]}",
+        )
 
 
 def _sizes(signature: Signature, batches: Sequence[Arrays]) -> dict[str, int]:

@@ -27,8 +27,8 @@ def _latency(facts: BenchFacts) -> Table:
     }
     if any(len(point.candidates) > 1 for point in facts.points):
         columns |= {
-            "ratio": lambda each: "baseline" if _is_baseline(facts, each) else _interval(each.ratio),
-            "verdict": lambda each: "" if _is_baseline(facts, each) else each.ratio.word,
+            "ratio": lambda each: "" if each.verdict == "baseline" else _interval(each.ratio),
+            "verdict": lambda each: each.verdict,
         }
     columns["stable"] = lambda each: "yes" if each.stable else "NO"
     return _table("Latency", facts, columns)
@@ -96,6 +96,7 @@ def bench_lines(facts: BenchFacts) -> list[str]:
     return [
         *_fed_lines(facts),
         *_noise_lines(facts),
+        *_session_lines(facts),
         _method(facts),
         *([_MARK] if any("~" in cell for table in bench_tables(facts) for row in table.rows for cell in row) else []),
         *environment_lines(facts.environment),
@@ -124,13 +125,22 @@ def _noise_lines(facts: BenchFacts) -> list[str]:
     ]
 
 
+def _session_lines(facts: BenchFacts) -> Iterator[str]:
+    """The entries a candidate was opened with, as they are handed on: what an engine does not know, it ignores."""
+    names = short_names(facts)
+    told = {each.label: each.session for _, each in _rows(facts) if each.session}
+    for label, entries in told.items():
+        yield f"Session of {names[label]}: {', '.join(f'{key}={value}' for key, value in sorted(entries.items()))}."
+
+
 def _method(facts: BenchFacts) -> str:
     launches = max((each.steady.launches for _, each in _rows(facts)), default=0)
     started = "one launch" if launches == 1 else f"{launches} launches"
     return (
         f"Interleaved, a process each, {started}; {sum(point.seconds for point in facts.points):.0f} s "
         f"(asked: {facts.budget_s:g} s a point after the first start); "
-        f"{facts.confidence:.0%} intervals; faster and slower only beyond {facts.margin:.0%}; seed {facts.seed}."
+        f"{facts.confidence:.0%} intervals; faster and slower only beyond {facts.margin:.0%}; seed {facts.seed}. "
+        "A ratio is that of blocks of the same round, not of the two medians."
     )
 
 
@@ -203,10 +213,6 @@ def _engine(each: CandidateFacts) -> str:
 
 def _dims(point: BenchPoint) -> str:
     return ", ".join(f"{name}={count}" for name, count in point.dims.items())
-
-
-def _is_baseline(facts: BenchFacts, each: CandidateFacts) -> bool:
-    return each.label == facts.baseline
 
 
 def _interval(ratio: Ratio) -> str:

@@ -29,7 +29,10 @@ class Unit:
 
     def __call__(self, ms: float | None) -> str:
         """The figure alone; a dash where there is none."""
-        return "-" if ms is None else number(ms * self.per_ms, 3 if abs(ms * self.per_ms) < 1000 else 5)
+        if ms is None:
+            return "-"
+        value = ms * self.per_ms
+        return number(value, 3) if abs(value) < 999.5 else f"{value:,.0f}"
 
     def signed(self, ms: float) -> str:
         """With its sign."""
@@ -45,15 +48,9 @@ def unit_of(facts: ProfileFacts) -> Unit:
     return Unit("ms", 1.0) if facts.model.latency_ms >= 1 else Unit("us", 1000.0)
 
 
-def profile_tables(facts: ProfileFacts, top: int = TOP, *, shapes: bool = True) -> list[Table]:
-    """Operators and the longest nodes of each model, then both models side by side.
-
-    Args:
-        facts: of the profile.
-        top: nodes to show.
-        shapes: show the nodes' inputs, which takes a wide table.
-    """
-    own = [table for model in _models(facts) for table in (_operators(facts, model), _nodes(facts, model, top, shapes))]
+def profile_tables(facts: ProfileFacts, top: int = TOP) -> list[Table]:
+    """Operators and the ``top`` longest nodes of each model, then both models side by side."""
+    own = [table for model in _models(facts) for table in (_operators(facts, model), _nodes(facts, model, top))]
     return [*own, _families(facts), _pairs(facts, top)]
 
 
@@ -61,20 +58,22 @@ def _models(facts: ProfileFacts) -> list[ModelProfile]:
     return [facts.model, *([facts.against] if facts.against else [])]
 
 
-def _letter(facts: ProfileFacts, model: ModelProfile) -> str:
-    """``A: `` for the model and ``B: `` for the other one, where there is one."""
-    return "" if facts.against is None else "A: " if model is facts.model else "B: "
+def _lead(facts: ProfileFacts, model: ModelProfile) -> str:
+    """``m.onnx: ``, where there are two ``A, m.onnx: `` and ``B, other.onnx: ``."""
+    letter = "" if facts.against is None else "A, " if model is facts.model else "B, "
+    return f"{letter}{short_label(model.label)}: "
 
 
 def _operators(facts: ProfileFacts, model: ModelProfile) -> Table:
     time = unit_of(facts)
-    heads = ("operator", "nodes", time.name, "share", "Gop/s", f"to gain {time.name}")
+    heads = ("operator", "nodes", time.name, "share", "Gop/s", f"headroom {time.name}")
     shown = [each for each in model.operators if each.share >= SMALL]
     rows = [
         (each.operator, str(each.nodes), time(each.ms), _percent(each.share), _rate(each.gops), time(each.gain_ms))
         for each in shown
     ]
-    return Table(f"{_letter(facts, model)}Operators", heads, (*rows, *_small(model.operators[len(shown) :], time)))
+    rest = _small(model.operators[len(shown) :], time)
+    return _told(Table(f"{_lead(facts, model)}operators", heads, (*rows, *rest)))
 
 
 def _small(rest: Sequence[OperatorFacts], time: Unit) -> list[tuple[str, ...]]:
@@ -86,29 +85,42 @@ def _small(rest: Sequence[OperatorFacts], time: Unit) -> list[tuple[str, ...]]:
     return [(name, str(count), time(sum(each.ms for each in rest)), _percent(share), "-", "-")]
 
 
-def _nodes(facts: ProfileFacts, model: ModelProfile, top: int, shapes: bool) -> Table:
+def _nodes(facts: ProfileFacts, model: ModelProfile, top: int) -> Table:
+    """The last columns are the first ones to leave out where there is no room."""
     time = unit_of(facts)
-    what = "Nodes" if len(model.nodes) <= top else f"The {top} longest of {len(model.nodes)} nodes"
-    heads = ("node", "operator", time.name, "share", "Gop/s", "GB/s", "of limit", "inputs")
-    rows = [(*_node_row(node, time), " ".join(node.inputs)) for node in model.nodes[:top]]
-    table = Table(f"{_letter(facts, model)}{what}", heads, tuple(rows))
-    return table if shapes else table.without_last()
+    what = "nodes" if len(model.nodes) <= top else f"the {top} longest of {len(model.nodes)} nodes"
+    heads = ("node", "operator", time.name, "share", "of limit", "Gop/s", "GB/s", "inputs")
+    rows = tuple(_node_row(node, time) for node in model.nodes[:top])
+    return _told(Table(f"{_lead(facts, model)}{what}", heads, rows))
+
+
+def _told(table: Table) -> Table:
+    """Without columns that say nothing, as those of limits for torch."""
+    kept = [index for index in range(len(table.heads)) if any(row[index] not in ("", "-") for row in table.rows)]
+    heads, *rows = [tuple(row[index] for index in kept) for row in (table.heads, *table.rows)]
+    return Table(table.title, heads, tuple(rows))
 
 
 def _node_row(node: NodeFacts, time: Unit) -> tuple[str, ...]:
     rate = node.rate
     return (
-        _short(node.name) + (f" x {number(node.calls, 3)}" if node.calls != 1 else ""),
-        "" if node.operator == node.name else node.operator,
+        _short(_name(node)) + (f" x {number(node.calls, 3)}" if node.calls != 1 else ""),
+        "" if node.operator == _name(node) else node.operator,
         time(node.ms),
         _percent(node.share),
+        "-" if rate is None or rate.reached is None else f"{rate.reached:.0%}{_BY[rate.bound_by]}",
         _rate(rate.gops if rate else None),
         _rate(rate.gb_s if rate else None),
-        "-" if rate is None or rate.reached is None else f"{rate.reached:.0%}{_BY[rate.bound_by]}",
+        " ".join(node.inputs),
     )
 
 
 _BY = {"memory": " mem", "arithmetic": "", "": ""}
+
+
+def _name(node: NodeFacts) -> str:
+    """That of the model's own node, which its author knows; else onnxruntime's."""
+    return node.origin or node.name
 
 
 def _short(name: str) -> str:
@@ -167,17 +179,17 @@ def profile_lines(facts: ProfileFacts) -> list[str]:
         *own,
         *([_against_line(facts.model, facts.against)] if facts.against else []),
         *([_peaks_line(facts.peaks)] if facts.peaks else []),
+        *_limit_lines(facts),
         f"Fed: {facts.inputs}{where}; {_threads(facts.threads)}.",
         *environment_lines(facts.environment),
-        *facts.notes,
+        *(f"Note: {note}" for note in facts.notes),
         *([f"Written: {facts.trace} (open it in https://ui.perfetto.dev)"] if facts.trace else []),
     ]
 
 
 def _model_lines(facts: ProfileFacts, model: ModelProfile) -> list[str]:
     time = unit_of(facts)
-    lead = f"{_letter(facts, model)}{short_label(model.label)}: "
-    return [lead + text for text in (_account(model, time), _gain(model, time)) if text]
+    return [_lead(facts, model) + text for text in (_account(model, time), _gain(model, time)) if text]
 
 
 def short_label(label: str) -> str:
@@ -188,13 +200,16 @@ def short_label(label: str) -> str:
 def _account(model: ModelProfile, time: Unit) -> str:
     """How the nodes' times add up to the latency."""
     engine = f"{model.engine} {model.version}" + ("" if model.provider == "cpu" else f" on {model.provider}")
-    inside = min(1.0, model.nodes_ms / model.latency_ms)
-    off = f", of which {model.profiler_us:.1f} us in each node are its own and taken off" if model.profiler_us else ""
-    scaled = f", and what is left is scaled by {model.scale:.2f} to add up to the latency" if model.scale < 1 else ""
+    off = f" less the profiler's own {model.profiler_us:.1f} us each" if model.profiler_us else ""
+    share = (
+        f"scaled by {model.scale:.2f} to add up to the latency"
+        if model.scale < 1
+        else f"together {model.nodes_ms / model.latency_ms:.0%} of the latency"
+    )
     return (
-        f"a call takes {time.told(model.latency_ms)} on {engine} (median of {model.calls:,}); its {len(model.nodes)} "
-        f"nodes account for {inside:.0%} of that. With the profiler it takes {time.told(model.profiled_ms)}{off}"
-        f"{scaled}."
+        f"a call takes {time.told(model.latency_ms)} on {engine} (median of {model.calls:,}), and "
+        f"{time.told(model.profiled_ms)} with the profiler on. Times of its {len(model.nodes)} nodes are what the "
+        f"profiler saw{off}, {share}."
     )
 
 
@@ -209,10 +224,14 @@ def _gain(model: ModelProfile, time: Unit) -> str:
     kinds = ", ".join(each.operator for each in others[:3])
     rest = f" Everything else takes {time.told(sum(each.ms for each in others))}, most of it {kinds}." if others else ""
     return (
-        f"at most {time.told(model.gain_ms)} could be gained, if its {len(gains)} products ran at this machine's "
-        f"limits, {time.told(operator.gain_ms)} of it in {operator.operator} ({operator.nodes} nodes); the node "
-        f"with most to gain is {node.name} ({time.told(most)}).{rest}"
+        f"at most {time.told(model.gain_ms)} could be gained if its {len(gains)} products ran at this machine's limits "
+        f"(headroom), {time.told(operator.gain_ms)} of it in {operator.operator} ({_nodes_of(operator)}), most in "
+        f"{_name(node)} ({time.told(most)}).{rest}"
     )
+
+
+def _nodes_of(operator: OperatorFacts) -> str:
+    return "1 node" if operator.nodes == 1 else f"{operator.nodes} nodes"
 
 
 def _against_line(one: ModelProfile, other: ModelProfile) -> str:
@@ -225,9 +244,21 @@ def _peaks_line(peaks: Peaks) -> str:
     copies = ", ".join(f"{number(each.gb_s, 3)} within {size(each.bytes)}" for each in peaks.copies)
     return (
         f"Limits measured on this machine with {_threads(peaks.threads)}: {peaks.fp32_gflops:,.0f} GFLOP/s in float32, "
-        f"{peaks.int8_gops:,.0f} GOP/s in int8; copying, in GB/s: {copies}. 'of limit' is the least time these allow "
-        "a node over the time it took; 'mem': memory sets it."
+        f"{peaks.int8_gops:,.0f} GOP/s in int8; copying, in GB/s: {copies}."
     )
+
+
+def _limit_lines(facts: ProfileFacts) -> list[str]:
+    """What the column says, where it says something."""
+    reached = [each.rate.reached for model in _models(facts) for each in model.nodes if each.rate]
+    known = [each for each in reached if each is not None]
+    if not known:
+        return []
+    above = " Above 100%: the data lay in a faster cache, or the machine was busier when its limits were measured."
+    return [
+        "'of limit' is the least time these limits allow a node over the time it took; 'mem': memory sets it, else "
+        "arithmetic does." + (above if max(known) > 1 else "")
+    ]
 
 
 def _threads(count: int) -> str:

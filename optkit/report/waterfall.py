@@ -9,8 +9,8 @@ BRIEF = 70
 """Characters up to which a step's changes are all listed."""
 
 MARK = (
-    "~ is a coarse estimate, from one short measurement against the step before: its ratio says more than its "
-    "milliseconds. What has no ~ is from the full measurement."
+    "~ is a coarse estimate from a short measurement: of a step against the step before it, of torch eager alone. Its "
+    "ratio says more than its milliseconds. What has no ~ is from the full measurement."
 )
 
 
@@ -22,7 +22,7 @@ def waterfall(manifest: Manifest) -> Table:
     """
     metrics = manifest.verdict.metrics
     rows = [
-        (*_original_row(manifest), *(f"{metric.original:.4f}" for metric in metrics), manifest.original.kind),
+        (*_original_row(manifest), *(f"{metric.original:.4f}" for metric in metrics), _about_original(manifest)),
         *((*row, *("" for _ in metrics), what) for *row, what in _step_rows(manifest)),
         (*_result_row(manifest), *(f"{metric.result:.4f}" for metric in metrics), _changed_steps(manifest)),
     ]
@@ -70,6 +70,11 @@ def _original_row(manifest: Manifest) -> tuple[str, ...]:
     return ("original", size(original.size_bytes), "not timed" if eager is None else f"~{ms(eager)}", "torch eager", "")
 
 
+def _about_original(manifest: Manifest) -> str:
+    note = "" if manifest.timing is None else manifest.timing.torch_note
+    return "; ".join(filter(None, [manifest.original.kind, note]))
+
+
 def _step_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     """The steps; the one that made the baseline says so, and where there is none the baseline has its own row."""
     made = [step.status == "changed" and step.digest == manifest.baseline.digest for step in manifest.steps]
@@ -84,10 +89,10 @@ def _step_rows(manifest: Manifest) -> list[tuple[str, ...]]:
 def _step_row(manifest: Manifest, step: StepRecord, baseline: bool) -> tuple[str, ...]:
     cosine = "" if step.drift is None or step.drift.cosine is None else f"{step.drift.cosine:.6f}"
     kept = size(step.size_bytes) if step.status == "changed" else step.status
-    note = "" if step.timing_note == manifest.timing_note else step.timing_note
-    what = "; ".join(filter(None, [what_happened(step), note]))
     if baseline:
-        return (step.id, kept, _baseline_ms(manifest), "baseline", cosine, what)
+        return (step.id, kept, _baseline_ms(manifest), "baseline", cosine, what_happened(step))
+    said_below = manifest.timing is None and step.timing_note == manifest.timing_note
+    what = "; ".join(filter(None, [what_happened(step), "" if said_below else step.timing_note]))
     if step.speedup is None:
         return (step.id, kept, "not timed" if step.timing_note else "", "", cosine, what)
     return (step.id, kept, f"~{ms(step.speedup.candidate_ms)}", f"~{step.speedup.speedup:.2f}x", cosine, what)

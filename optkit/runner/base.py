@@ -59,10 +59,10 @@ class Runner(Protocol):
     def bind(self, inputs: Arrays) -> Callable[[], object]:
         """A call that runs these inputs again and again with as little around the engine as can be, for timing.
 
-        Runs them once itself, so that whatever is wrong is said here: time the first inference with ``run``, before.
+        Names and dtypes are checked here, nothing is run: what only the engine finds, the call raises as ``run`` does.
 
         Raises:
-            DataError, ModelError: as ``run``; checked once, here.
+            DataError: an input is missing, unknown, or of another dtype than the model takes.
         """
         return lambda: self.run(inputs)
 

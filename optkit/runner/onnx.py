@@ -154,13 +154,16 @@ class OnnxRunner(Runner):
         return found
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
-        """``session.run`` alone on checked inputs; see ``Runner.bind``."""
-        feeds = fit_feeds(inputs, self._inputs)
-        self.run(inputs)
-        if self._bfloat16:
-            return lambda: self._compute_raw(feeds)
-        run, names = self.session.run, list(self.outputs)
-        return lambda: run(names, feeds)
+        """``session.run`` alone on checked inputs; ``close`` ends the session all the same. See ``Runner.bind``."""
+        feeds, names = fit_feeds(inputs, self._inputs), list(self.outputs)
+
+        def once() -> object:
+            try:
+                return self._compute_raw(feeds) if self._bfloat16 else self.session.run(names, feeds)
+            except ort_failures() as error:
+                raise self._blame(error) from error
+
+        return once
 
     def close(self) -> None:
         """End the session and its threads."""

@@ -98,19 +98,16 @@ class OpenVinoRunner(Runner):
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs by name, for one batch; see ``Runner.run``."""
         request = self._open()
-        try:
-            _feed(self._engine, request, self._feeds(inputs))
-            request.infer(share_outputs=True)
-        except RuntimeError as error:
-            raise self._failed("OpenVINO failed to run the model", error) from error
+        self._feed(request, inputs)
+        self._infer(request)
         return dict(zip(self.outputs, map(_array, request.output_tensors), strict=True))
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
         """The inference alone, in a request of its own that shares memory with the inputs; see ``Runner.bind``."""
-        self.run(inputs)
+        self._open()
         request = self._compiled.create_infer_request()
-        _feed(self._engine, request, self._feeds(inputs))
-        return partial(request.infer, share_outputs=True)
+        self._feed(request, inputs)
+        return partial(self._infer, request)
 
     def close(self) -> None:
         """Give the compiled model back."""
@@ -121,11 +118,22 @@ class OpenVinoRunner(Runner):
             raise ModelError("The runner is closed.", file=self._model.path, fix="open a new one")
         return self._request
 
-    def _feeds(self, inputs: Arrays) -> Arrays:
-        """The inputs in the model's dtypes and order."""
+    def _feed(self, request: Any, inputs: Arrays) -> None:
+        """Give the inputs to the request in the model's dtypes and order, without copying them."""
         feeds = fit_feeds(inputs, self._inputs)
         check_shapes(feeds, self._inputs)
-        return feeds
+        request.kept = [_tensor(self._engine, array) for array in feeds.values()]  # it does not keep them alive itself
+        try:
+            for index, tensor in enumerate(request.kept):
+                request.set_input_tensor(index, tensor)
+        except RuntimeError as error:
+            raise self._failed("OpenVINO failed to run the model", error) from error
+
+    def _infer(self, request: Any) -> object:
+        try:
+            return request.infer(share_outputs=True)
+        except RuntimeError as error:
+            raise self._failed("OpenVINO failed to run the model", error) from error
 
     def _read(self, core: Any) -> Any:
         if not self._model.path.is_file():
@@ -226,13 +234,6 @@ def _sizes(shape: Any) -> list[int | None] | None:
 def _type_name(kind: Any) -> str:
     found: str = kind.get_type_name()
     return found
-
-
-def _feed(engine: ModuleType, request: Any, feeds: Arrays) -> None:
-    """Give the arrays to the request, in the model's order, without copying them."""
-    request.kept = [_tensor(engine, array) for array in feeds.values()]  # it does not keep them alive by itself
-    for index, tensor in enumerate(request.kept):
-        request.set_input_tensor(index, tensor)
 
 
 def _tensor(engine: ModuleType, array: Array) -> Any:

@@ -94,13 +94,15 @@ class TorchRunner(Runner):
         """The module's call on tensors made once; outputs stay tensors. See ``Runner.bind``."""
         import torch
 
-        self.run(inputs)
         args, kwargs = self._arguments(inputs)
         call, inference = self._call, torch.inference_mode
 
         def once() -> object:
-            with inference():
-                return call(*args, **kwargs)
+            try:
+                with inference():
+                    return call(*args, **kwargs)
+            except (Exception, SystemExit) as error:  # as in run
+                raise self._blame(error, inputs) from error
 
         return once
 

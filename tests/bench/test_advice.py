@@ -59,6 +59,7 @@ def candidate(label: str, speedup: float = 1.0, **more: Any) -> CandidateFacts:
         "phases": Phases(**phases, steady=more.pop("settled", True)),
         "steady": Steady(median_ms=1, mean_ms=1, percentiles=(), throughput=1, calls=600, **steady),
         "ratio": Ratio(baseline_ms=1, candidate_ms=1 / speedup, speedup=speedup, **ratio),
+        "verdict": "same",
         "stable": True,
     }
     return CandidateFacts(**(facts | more))
@@ -190,7 +191,7 @@ def test_nodes_that_fell_back_are_counted_by_operator() -> None:
 @pytest.mark.parametrize(
     ("facts", "here", "words"),
     [
-        ({}, {"load_average": 1.6}, "other programs were running (load average 1.6 on 4 cores)"),
+        ({}, {"load_average": 1.6}, "other programs were running"),
         ({"steady": {"blocks": 6}}, {}, "only 6 blocks fitted into the time"),
         ({"steady": {"spread": 0.12}}, {}, "its blocks lie 12% apart"),
         ({"settled": False}, {}, "they still changed at the end of the warm-up"),
@@ -198,19 +199,27 @@ def test_nodes_that_fell_back_are_counted_by_operator() -> None:
     ],
 )
 def test_what_made_times_unsteady(facts: dict[str, Any], here: dict[str, Any], words: str) -> None:
-    (warning,) = warned(candidate("a", stable=False, **facts), here=environment(**here))
+    *_, warning = warned(candidate("a", stable=False, **facts), here=environment(**here))
     assert warning.startswith(f"The times of a are not steady enough for the margin: {words}")
 
 
 def test_candidates_with_the_same_reason_share_a_sentence() -> None:
     both = [candidate("a", stable=False), candidate("b", 2.0, stable=False)]
-    assert warned(*both, here=environment(load_average=3))[0].startswith("The times of a, b are not steady")
+    busy, unsteady = warned(*both, here=environment(load_average=3))
+    assert busy == "Other programs were running before (load average 3.0 on 4 cores): end them."
+    assert unsteady.startswith("The times of a, b are not steady")
+
+
+def test_a_busy_machine_is_said_also_where_times_are_steady() -> None:
+    assert warned(candidate("a"), here=environment(load_average=0.9)) == []
+    (warning,) = warned(candidate("a"), here=environment(load_average=1.1))
+    assert warning.startswith("Other programs were running")
 
 
 def test_reasons_for_unsteady_times_add_up() -> None:
     facts = {"steady": {"blocks": 6, "spread": 0.3}}
-    (warning,) = warned(candidate("a", stable=False, **facts), here=environment(load_average=3))
-    assert "so end them and only 6 blocks fitted" in warning
+    _, warning = warned(candidate("a", stable=False, **facts), here=environment(load_average=3))
+    assert "other programs were running and only 6 blocks fitted" in warning
     assert "and its blocks lie 30% apart" in warning
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from optkit.bench.lineup import family, line_up
 from optkit.bench.roofline import analyse
+from optkit.bench.work import COUNTS
 from tests.bench.toy_profile import node, profiled
 
 
@@ -21,6 +24,19 @@ from tests.bench.toy_profile import node, profiled
 )
 def test_families(operators: str, expected: str):
     assert {family(operator) for operator in operators.split()} == {expected}
+
+
+def test_all_that_is_counted_has_a_family():
+    assert {family(operator) for operator in COUNTS} == {"matrix products", "convolutions", "recurrent"}
+
+
+def test_nodes_of_unknown_origin_are_not_paired():
+    one, other = (
+        analyse(profiled(replace(node("MatMul_1", "MatMul", ms), origin=""), node("a", "Relu", ms)), None).nodes
+        for ms in (0.5, 0.1)
+    )
+    families, pairs = line_up(one, other)
+    assert [pair.name for pair in pairs] == ["a"] and len(families) == 2
 
 
 def test_the_largest_difference_comes_first():

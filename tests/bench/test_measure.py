@@ -28,6 +28,7 @@ class Machine:
         self.random = np.random.default_rng(seed)
         self.bias, self.noise, self.start_s = bias, noise, start_s
         self.now, self.started = 0.0, 0
+        self.starts: list[str] = []
         self.turns: list[tuple[int, int]] = []
         """(number of the process, start of the block)"""
 
@@ -45,6 +46,7 @@ class Process:
         machine.started += 1
 
     def __enter__(self) -> Process:
+        self.machine.starts.append(f"start {self.number}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,6 +54,7 @@ class Process:
 
     def ready(self) -> Ready:
         self.machine.now += self.machine.start_s
+        self.machine.starts.append(f"ready {self.number}")
         phases = Phases(
             import_s=0.1, load_s=0, session_s=0.1, first_ms=self.number, warm_up_s=0.1, warm_up_calls=9, steady=True
         )
@@ -61,7 +64,7 @@ class Process:
         self.machine.turns.append((self.number, start))
         disturbed = self.own * np.exp(self.machine.random.normal(0, self.machine.noise))
         seconds = disturbed * np.exp(self.machine.random.normal(0, 0.01, calls))
-        seconds[0] *= 3  # cold
+        seconds[0] += 0.002  # cold
         self.machine.now += float(seconds.sum())
         return [float(each) for each in seconds]
 
@@ -109,6 +112,38 @@ def test_blocks_are_kept_without_their_cold_first_call(simulate: Simulate) -> No
     assert one.steady.calls == sum(map(len, one.blocks))
 
 
+def test_a_fast_model_beside_a_slow_one_is_timed_as_it_is_alone(simulate: Simulate) -> None:
+    machine = simulate(noise=0.002, bias=0.0)
+    slow, fast = timed(0.35, 0.00012)
+    assert fast.steady.median_ms == pytest.approx(0.12, rel=0.01)
+    assert {len(block) for block in fast.blocks} == {83}  # 10 ms of 84, and the cold one dropped
+    assert {len(block) for block in slow.blocks} == {1}  # of 3 at most, two for later launches' sake
+    assert slow.steady.median_ms == pytest.approx(350, rel=0.01)
+    assert machine.now < 0.8 + 10 + 3
+
+
+def test_a_slow_model_takes_three_calls(simulate: Simulate) -> None:
+    machine = simulate(noise=0.002, bias=0.0)
+    one = timed(1.5, 0.001, rules=Rules(budget_s=1.0))[0]
+    assert (one.steady.calls, one.steady.blocks, one.steady.launches) == (3, 3, 1)
+    assert machine.now == pytest.approx(0.8 + 3 * (1.5 + 0.01), rel=0.01)
+
+
+def test_processes_are_started_one_after_the_other(simulate: Simulate) -> None:
+    machine = simulate()
+    timed(0.01, 0.01, 0.01, rules=Rules(launches=2))
+    assert machine.starts == [step for number in range(6) for step in (f"start {number}", f"ready {number}")]
+
+
+def test_the_baseline_is_not_stable_where_its_own_time_is_not(simulate: Simulate) -> None:
+    """But launches that differ are no fault of it: that is part of the ratios."""
+    for seed in range(5):
+        simulate(seed, bias=0.1, noise=0.002)
+        assert timed(0.002, 0.002)[0].stable
+    simulate(noise=0.3)
+    assert [each.stable for each in timed(0.002, 0.002)] == [False, False]
+
+
 def test_candidates_take_turns_in_any_order_and_inputs_rotate(simulate: Simulate) -> None:
     machine = simulate()
     timed(0.01, 0.01, 0.01, rules=Rules(launches=1))
@@ -136,7 +171,7 @@ def test_twenty_runs_of_a_model_against_itself_are_same(simulate: Simulate) -> N
 def test_twenty_runs_against_a_copy_that_is_5_percent_slower_find_it(simulate: Simulate) -> None:
     words = []
     for seed in range(20):
-        simulate(seed)
+        simulate(seed, noise=0.01)
         words.append(timed(0.0015, 0.0015 * 1.05)[1].ratio.word)
     assert words.count("slower") >= 19
 
@@ -185,15 +220,17 @@ def test_launches_within_a_budget(start_s: float, round_s: float, launches: int)
 @pytest.mark.parametrize(
     ("speeds", "budget", "calls"),
     [
-        ([0.0001, 0.0002], 5.0, 100),  # 10 ms of the faster
-        ([0.02, 0.04], 5.0, 4),  # at least 4, so that three are left without the cold one
-        ([0.3, 0.2], 5.0, 1),  # 8 rounds of .5 s are all that 5 s allow
-        ([1e-7, 1e-7], 5.0, 2000),
-        ([60.0], 5.0, 1),
-        ([0.01], -1.0, 1),
+        ([0.0001, 0.0002], 5.0, [100, 50]),  # 10 ms of each
+        ([0.02, 0.04], 5.0, [4, 4]),  # at least 4, so that three are left without the cold one
+        ([0.3, 0.2], 5.0, [1, 1]),  # 8 rounds of .5 s are all that 5 s allow
+        ([0.35, 0.00012], 10.0, [3, 84]),  # the fast one leaves 1.24 s of a round
+        ([2.0, 0.005], 5.0, [1, 4]),
+        ([1e-7, 1e-7], 5.0, [2000, 2000]),
+        ([60.0], 5.0, [1]),
+        ([0.01, 0.2, 0.002], -1.0, [2, 1, 5]),  # one that is warm, be there time or not
     ],
 )
-def test_block_length_follows_the_fastest_and_the_budget(speeds: list[float], budget: float, calls: int) -> None:
+def test_block_length_follows_speed_and_budget(speeds: list[float], budget: float, calls: list[int]) -> None:
     assert calls_per_block(speeds, budget) == calls
 
 

@@ -32,18 +32,38 @@ def test_what_was_added_to_a_name(name: str, expected: str):
 
 
 def test_a_tensors_name_leads_to_the_product_it_came_from(tmp_path: Path):
-    text = """g (float[1,2,8,8] x) => (float[1,4,8,8] y) {
+    text = """g (float[1,2,8,8] x) => (float[1,4,8,8] y, float[1,4,7,7] p) {
         [conv] c = Conv <pads = [1, 1, 1, 1]> (x, w)
         [act] r = Relu(c)
         [pick] y = Identity(r)
+        [pool] p = MaxPool <kernel_shape = [2, 2]> (r)
     }"""
     onnx.save(onnx_model(text, {"w": normal(4, 2, 3, 3)}), tmp_path / "m.onnx")
-    names = ["r_nchwc", "c_nchwc", "act", "conv_quant", "ReorderOutput_token_3", "y_nchwc"]
-    assert origins(tmp_path / "m.onnx", names) == {
+    operators = {"ReorderOutput_token_3": "ReorderOutput", "act": "Relu", "p_nchwc": "MaxPool"}
+    names = ["r_nchwc", "c_nchwc", "act", "conv_quant", "ReorderOutput_token_3", "y_nchwc", "p_nchwc"]
+    assert origins(tmp_path / "m.onnx", {name: operators.get(name, "Conv") for name in names}) == {
         "r_nchwc": "conv",
         "c_nchwc": "conv",
         "act": "act",
         "conv_quant": "conv",
-        "ReorderOutput_token_3": "ReorderOutput",
+        "ReorderOutput_token_3": "",
         "y_nchwc": "conv",
+        "p_nchwc": "pool",
+    }
+
+
+def test_quantizers_names_lead_back_and_onnxruntimes_own_do_not(tmp_path: Path):
+    text = """g (float[1,4] x) => (float[1,4] y) {
+        [score_quant] h = MatMul(x, w)
+        [Relu_7] r = Relu(h)
+        y = Neg(r)
+    }"""
+    onnx.save(onnx_model(text, {"w": normal(4, 4)}), tmp_path / "m.onnx")
+    names = ["score_quant", "score_quant_token_2", "Relu_7", "Neg_2", "BiasGelu"]
+    assert origins(tmp_path / "m.onnx", dict.fromkeys(names, "")) == {
+        "score_quant": "score",
+        "score_quant_token_2": "score",
+        "Relu_7": "Relu_7",
+        "Neg_2": "",
+        "BiasGelu": "",
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -104,8 +106,23 @@ def test_branches_count_by_how_often_they_ran(model: Model, free: None, tmp_path
 
 def test_large_models_are_not_held_twice(model: Model, free: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "LARGE_BYTES", 0)
+    sessions: list[weakref.ref[object]] = []
+    held: list[bool] = []
+    bound, with_profiler = module.bound, module._with_profiler
+
+    def watched(bind: Any, inputs: Any) -> Any:
+        sessions.append(weakref.ref(bind.__self__.session))
+        return bound(bind, inputs)
+
+    def second(*arguments: Any) -> Any:
+        held.append(sessions[0]() is not None)
+        return with_profiler(*arguments)
+
+    monkeypatch.setattr(module, "bound", watched)
+    monkeypatch.setattr(module, "_with_profiler", second)
     found = profile_model(model, Target("cpu", 1), [batch(True)], tmp_path, seconds=0.2)
     assert [node.name for node in found.nodes] == ["scores", "choose", "clip"]
+    assert held == [False]
 
 
 def test_the_profilers_own_part(tmp_path: Path):

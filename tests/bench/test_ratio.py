@@ -19,20 +19,22 @@ def found(baseline: list[float], candidate: list[float], spread: float = 0.0) ->
     return ratio_of([np.array(baseline)], [np.array(candidate)], spread=spread, inputs="real")
 
 
-def simulated(random: np.random.Generator, slower: float, launches: int, noise: float) -> Ratio:
+def simulated(random: np.random.Generator, slower: float, launches: int, noise: float, bias: float = BIAS) -> Ratio:
     """Launches of 32 rounds, of a candidate that takes ``slower`` times as long."""
 
     def process(seconds: float) -> Times:
-        own = seconds * np.exp(random.normal(0, BIAS))
+        own = seconds * np.exp(random.normal(0, bias))
         return np.asarray(own * np.exp(random.normal(0, noise, 32)))
 
     pairs = [(process(1e-3), process(1e-3 * slower)) for _ in range(launches)]
     return ratio_of([one for one, _ in pairs], [other for _, other in pairs])
 
 
-def share(true: Callable[[Ratio], bool], slower: float, launches: int, noise: float, times: int = 100) -> float:
+def share(
+    true: Callable[[Ratio], bool], slower: float, launches: int, noise: float, times: int = 100, bias: float = BIAS
+) -> float:
     random = np.random.default_rng(7)
-    return float(np.mean([true(simulated(random, slower, launches, noise)) for _ in range(times)]))
+    return float(np.mean([true(simulated(random, slower, launches, noise, bias)) for _ in range(times)]))
 
 
 def test_constant_times_give_the_plain_ratio() -> None:
@@ -77,12 +79,14 @@ def test_one_launch_knows_only_what_is_known_beforehand() -> None:
     assert half_width(values, spread=0.0) == 0.0
 
 
-def test_many_launches_forget_it() -> None:
-    """With 200 launches the interval is that of their own standard error, however far that is from what was known."""
+def test_launches_that_differ_by_more_are_believed() -> None:
+    """The bootstrap's own noise and the one added: each is the standard error of 200 launches."""
     centres = np.random.default_rng(3).normal(0, 0.05, 200)
-    assert half_width([np.full(8, each) for each in centres]) == pytest.approx(
-        2.576 * centres.std() / np.sqrt(200), rel=0.06
-    )
+    launches = [np.full(8, each) for each in centres]
+    error = 2.576 * centres.std() / np.sqrt(200)
+    assert half_width(launches, spread=0.0) == pytest.approx(error, rel=0.06)
+    assert half_width(launches) == pytest.approx(np.sqrt(2) * error, rel=0.06)
+    assert half_width([np.zeros(8)] * 4) == pytest.approx(2.576 * SPREAD / 2, rel=0.05)
 
 
 def test_the_interval_lies_within_what_was_seen_but_for_the_spread() -> None:
@@ -121,6 +125,12 @@ def test_a_difference_as_large_as_the_margin_is_hardly_ever_called_one() -> None
 def test_the_interval_holds_the_truth_as_often_as_it_says(launches: int, noise: float) -> None:
     """At least 98 of 100, where it says 99; it is longer than it must be where launches agree."""
     assert share(lambda ratio: ratio.low <= 1 / 1.05 <= ratio.high, 1.05, launches, noise) >= 0.98
+
+
+@pytest.mark.parametrize("launches", [3, 5])
+def test_so_it_does_where_launches_differ_by_twice_what_is_known(launches: int) -> None:
+    bias = 2 * SPREAD / np.sqrt(2)
+    assert share(lambda ratio: ratio.low <= 1 <= ratio.high, 1.0, launches, 0.005, bias=bias) >= 0.97
 
 
 def test_a_machine_too_noisy_to_tell_says_same() -> None:

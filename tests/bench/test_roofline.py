@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from optkit.bench.roofline import analyse, bound_of
-from optkit.bench.work import Tensor, work_of
+from optkit.bench.work import Tensor, Work, work_of
 from tests.bench.toy_profile import PEAKS, H, W, X, node, profiled
 
 
@@ -36,7 +36,12 @@ def test_arithmetic_sets_the_limit_where_there_is_much_of_it():
     work = work_of("MatMul", [square, square], [square])
     assert work is not None and bound_of(work, PEAKS, 0) == (pytest.approx(1.6e7 / 1e10), "arithmetic")
     half = Tensor("float16", (200, 200))
-    assert bound_of(work_of("MatMul", [half, half], [half]), PEAKS, 0) == (None, "")  # type: ignore[arg-type]
+    work = work_of("MatMul", [half, half], [half])
+    assert work is not None and bound_of(work, PEAKS, 0) == (None, "")
+
+
+def test_no_limit_is_better_than_half_of_one():
+    assert bound_of(Work(16_000_000, "fp32", bytes=None), PEAKS, 0) == (None, "")
 
 
 def test_operators_are_sums_over_their_nodes():

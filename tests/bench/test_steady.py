@@ -11,8 +11,13 @@ def test_facts_of_known_blocks() -> None:
     assert (steady.calls, steady.blocks, steady.launches) == (7, 3, 2)
     assert steady.median_ms == pytest.approx(3.0, rel=1e-12)
     assert steady.mean_ms == pytest.approx(27 / 7, rel=1e-12)
-    assert steady.throughput == pytest.approx(8 / 0.003, rel=1e-12)
+    assert steady.throughput == pytest.approx(7 * 8 / 0.027, rel=1e-12)
     assert steady.spread == pytest.approx((3.5 - 2.5) / 3, rel=1e-12)  # of the medians 2, 3 and 4
+
+
+def test_a_stall_lowers_the_throughput() -> None:
+    steady = steady_of([[0.001] * 100, [0.001] * 99 + [0.601]], launches=1, rows=1)
+    assert (steady.median_ms, steady.throughput) == pytest.approx((1.0, 250), rel=1e-12)
 
 
 def test_a_percentile_needs_ten_samples_above_it() -> None:

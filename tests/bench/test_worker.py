@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def timed(*candidates: Candidate) -> list[Measured]:
 def test_a_worker_is_ready_and_times_blocks(small: Model) -> None:
     with Worker(Candidate(small, ONE), X) as worker:
         ready = worker.ready()
-        assert 0 < ready.seconds < 1
+        assert ready.seconds > 0
         assert (ready.about.engine, ready.about.provider) == ("onnxruntime", "cpu")
         assert ready.phases.import_s == ready.about.import_s > 0 and ready.phases.session_s > 0
         assert ready.phases.first_ms > 0 and ready.phases.warm_up_calls >= 2
@@ -50,7 +51,7 @@ def test_a_worker_is_ready_and_times_blocks(small: Model) -> None:
 
 
 def test_one_small_real_comparison(small: Model) -> None:
-    baseline, result = measure([Candidate(small, ONE)] * 2, X, Rules(budget_s=3, launches=2), described="synthetic")
+    baseline, result = measure([Candidate(small, ONE)] * 2, X, Rules(budget_s=1, launches=2), described="synthetic")
     assert baseline.ratio.baseline_ms == baseline.ratio.candidate_ms == result.ratio.baseline_ms > 0
     assert result.ratio.low < result.ratio.speedup < result.ratio.high
     assert result.ratio.inputs == "synthetic, x float32[4,16]"
@@ -84,6 +85,35 @@ def test_what_fails_in_the_child_is_raised_here(small: Model, tmp_path: Path) ->
     assert children() == []
 
 
+def test_a_child_ends_without_a_word_when_the_parent_has_its_error(tmp_path: Path) -> None:
+    """Python would abort where the thread that waits for the parent's end held a lock of stdin."""
+    ours, theirs = Pipe()
+    command = [sys.executable, "-m", "optkit.bench.child", str(theirs.fileno())]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "pass_fds": [theirs.fileno()]}
+    with ours, theirs, subprocess.Popen(command, **pipes) as process:
+        ours.send((Model(tmp_path / "none.onnx", "onnx", "onnx"), ONE, {}, X))
+        assert isinstance(ours.recv(), ModelError)
+        assert process.stderr is not None
+        assert (process.wait(timeout=20), process.stderr.read()) == (0, b"")
+
+
+def test_a_child_that_reads_nothing_is_given_up(small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(60)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(room, "SEND_TIMEOUT_S", 0.2)
+    with pytest.raises(ModelError, match="took no message for"):
+        measure([Candidate(small, ONE)], [{"x": np.zeros((100_000, 16), np.float32)}], SHORT)
+    assert children() == []
+
+
+def test_nothing_stays_open_where_no_process_starts(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    before = psutil.Process().num_fds()
+    with pytest.raises(FileNotFoundError):
+        measure([Candidate(small, ONE)], X, SHORT)
+    assert psutil.Process().num_fds() == before
+
+
 FACTORY = """
 import os, time
 from torch import nn
@@ -112,6 +142,16 @@ def test_torch_models_are_timed_and_what_they_print_does_no_harm() -> None:
     found = timed(Candidate(torch_model("print('noise', flush=True)"), ONE))
     assert found[0].ratio.candidate_ms > 0
     assert (found[0].about.engine, found[0].steady.launches) == ("torch", 1)
+
+
+def test_what_a_child_has_started_is_stopped_and_ended_with_it() -> None:
+    forward = "if not hasattr(self, 'helper'): self.helper = __import__('subprocess').Popen(['sleep', '300'])"
+    with Worker(Candidate(torch_model(forward), ONE), X) as worker:
+        worker.ready()
+        (child,) = children()
+        helpers = child.children()
+        assert len(helpers) == 1 and until(lambda: helpers[0].status() == psutil.STATUS_STOPPED)
+    assert psutil.wait_procs(helpers, timeout=10)[1] == []
 
 
 def test_a_child_that_crashes_is_named_with_its_signal() -> None:

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from optkit.bench.measure import Rules
 from optkit.cli.app import app
-from optkit.cli.render_bench import show_bench, show_fitting
+from optkit.cli.render import show_table
+from optkit.cli.render_bench import show_bench
 from optkit.report.bench import bench_tables
 from tests.command import assert_refused, assert_same_in_json, call
 from tests.helpers import normal, onnx_model
@@ -102,7 +103,7 @@ def test_the_help_states_the_defaults_that_hold() -> None:
 def test_a_narrow_terminal_gets_paragraphs_and_no_figure_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     facts = bench_facts(point(candidate("a.onnx"), candidate("b.onnx@openvino", 1.25, engine="openvino")))
     terminal = Console(width=60, highlight=False, force_terminal=True, color_system=None)
-    show_fitting(terminal, bench_tables(facts)[0])
+    show_table(terminal, bench_tables(facts)[0])
     text = capsys.readouterr().out
     assert "┃" not in text and max(map(len, text.splitlines())) <= 60
     flat = " ".join(text.split())

@@ -82,7 +82,7 @@ def test_a_log_that_cannot_be_written_goes_to_another_place(monkeypatch: pytest.
         (DataError("No data.", expected="some", fix="give some"), 3, "No data.\nExpected: some\nFix: give some\n"),
         (RecipeError("Bad.", file="r.yaml", line=3, column=5), 3, "r.yaml:3:5: Bad.\n"),
         (AccuracyMissed("Missed."), 4, "Missed.\n"),
-        (KeyboardInterrupt(), 130, "Interrupted.\nFix: finished steps are in the cache"),
+        (KeyboardInterrupt(), 130, "Interrupted.\nFix: run it again; what optimize has finished"),
         (MemoryError(), 3, "Out of memory.\nExpected: more free memory\n"),
     ],
 )

@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from optkit.cli.app import app
-from optkit.cli.profile import parse_sizes
-from optkit.errors import UsageError
+from optkit.cli.render_profile import fitting
 from optkit.pipeline.candidates import About
+from optkit.pipeline.profile import Conditions
 from optkit.report.json import output_schema
+from optkit.report.profile import profile_tables
 from tests.bench.toy_profile import profiled
 from tests.command import assert_refused, call
 from tests.report.test_profile import facts_of
@@ -36,18 +37,27 @@ def test_options_reach_the_pipeline(asked: dict[str, Any]) -> None:
     more = ["--against", "o.onnx", "--trace", "t.json", "--force", "--input", "x.npz"]
     result = CliRunner().invoke(app, ["profile", "m.onnx", *words, *more])
     assert result.exit_code == 0, result.output
-    assert (asked["model"], asked["against"], asked["dims"]) == ("m.onnx", "o.onnx", {"batch": 8, "seq": 32})
-    assert (asked["trace"], asked["force"], asked["inputs"]) == (Path("t.json"), True, Path("x.npz"))
-    assert asked["about"] == About(provider="cpu", session={"a": "b"}) and asked["threads"] == 2
+    assert (asked["model"], asked["against"]) == ("m.onnx", "o.onnx")
+    assert asked["conditions"] == Conditions(Path("x.npz"), None, {"batch": 8, "seq": 32}, 2)
+    assert (asked["trace"], asked["force"]) == (Path("t.json"), True)
+    assert asked["about"] == About(provider="cpu", session={"a": "b"})
 
 
 def test_it_prints_tables_and_sentences(asked: dict[str, Any], tmp_path: Path) -> None:
     report = tmp_path / "r.md"
     result = CliRunner().invoke(app, ["profile", "m.onnx", "--top", "2", "--markdown", str(report)])
     assert result.exit_code == 0 and result.stderr == ""
-    for words in ("The 2 longest of 3 nodes", "wide", "40% mem", "a call takes 1 ms", "at most 0.597 ms"):
+    for words in ("the 2 longest of 3 nodes", "wide", "40% mem", "a call takes 1 ms", "at most 0.597 ms"):
         assert words in result.stdout
-    assert "The 2 longest of 3 nodes" in report.read_text()
+    assert "the 2 longest of 3 nodes" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("width", "last"), [(200, "inputs"), (119, "GB/s"), (60, "Gop/s"), (50, "of limit"), (20, "of limit")]
+)
+def test_narrow_terminals_show_fewer_columns_of_nodes(width: int, last: str) -> None:
+    nodes = profile_tables(facts_of(profiled()))[1]
+    assert fitting(nodes, width).heads[-1] == last
 
 
 def test_json_has_all_nodes_and_fits_its_schema(asked: dict[str, Any]) -> None:
@@ -71,9 +81,3 @@ def test_json_has_all_nodes_and_fits_its_schema(asked: dict[str, Any]) -> None:
 )
 def test_what_is_wrong_is_said_in_a_sentence(arguments: list[str], code: int, words: str) -> None:
     assert_refused(call("profile", *arguments), code, words)
-
-
-def test_sizes() -> None:
-    assert parse_sizes(["batch=8", "seq=3"]) == {"batch": 8, "seq": 3}
-    with pytest.raises(UsageError, match="batch=1,2: a profile is of one size"):
-        parse_sizes(["batch=1", "batch=2"])

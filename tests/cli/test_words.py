@@ -7,13 +7,19 @@ from typing import Any
 
 import pytest
 
-from optkit.cli.words import parse_counts, parse_dims, parse_entries, parse_load
+from optkit.cli.words import parse_counts, parse_dims, parse_entries, parse_load, parse_sizes
 from optkit.errors import UsageError
 
 
 def test_dims_add_up_by_name() -> None:
     assert parse_dims(["batch=1,8", "seq= 32", "batch=16"]) == {"batch": [1, 8, 16], "seq": [32]}
     assert parse_dims([]) == {}
+
+
+def test_sizes() -> None:
+    assert parse_sizes(["batch=8", "seq=3"]) == {"batch": 8, "seq": 3}
+    with pytest.raises(UsageError, match="batch=1,2: a profile is of one size"):
+        parse_sizes(["batch=1", "batch=2"])
 
 
 def test_counts_rates_and_entries() -> None:

@@ -79,7 +79,7 @@ def test_facts_of_a_candidate_are_those_of_its_file_and_process(swept: BenchFact
             assert (each.engine, each.provider, each.threads, each.spinning) == ("onnxruntime", "cpu", 1, True)
             assert each.placement == {"cpu": {"MatMul": 1, "Relu": 1}}
             assert each.peak_mb > 20 and each.phases.warm_up_calls >= 2
-            assert each.steady.throughput * each.steady.median_ms / 1e3 == pytest.approx(point.dims["batch"])
+            assert each.steady.throughput * each.steady.mean_ms / 1e3 == pytest.approx(point.dims["batch"])
 
 
 def test_raw_samples_are_the_calls_that_were_counted(swept: BenchFacts) -> None:

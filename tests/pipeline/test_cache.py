@@ -85,7 +85,7 @@ def test_a_key_does_not_depend_on_the_order_of_facts() -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "entry-gone", "entry-list", "entry-half", "digests"])
-def test_a_damaged_entry_is_found_out_and_removed(cache: Cache, damage: str) -> None:
+def test_a_damaged_entry_is_found_out_and_put_anew(cache: Cache, damage: str) -> None:
     folder = put(cache, "aa11", b"abcdef")
     entry = folder / "entry.json"
     if damage in ("flip", "truncate"):
@@ -98,7 +98,6 @@ def test_a_damaged_entry_is_found_out_and_removed(cache: Cache, damage: str) -> 
         texts = {"entry-list": "[]", "entry-half": entry.read_text()[:20], "digests": '{"digests": [1]}'}
         entry.write_text(texts[damage])
     assert cache.get("aa11") is None
-    assert not folder.exists()
     assert put(cache, "aa11") == folder
     assert cache.get("aa11") == folder
 
@@ -353,6 +352,7 @@ def test_reported_timings_are_never_reused(tmp_path: Path, cache: Cache, monkeyp
     found = [manifest_of(model, counter, tmp_path, cache=cache, bench=True) for _ in range(2)]
     assert [each.timing and each.timing.result.speedup for each in found] == [2.0, 3.0]
     assert [each.steps[0].speedup and each.steps[0].speedup.speedup for each in found] == [1.5, 1.5]
+    assert [each.steps[0].timing_note for each in found] == ["", "timed in an earlier run on this machine"]
     assert [rules == COARSE for rules in watch.rules] == [True, False, False]
 
 
@@ -407,6 +407,24 @@ def test_two_processes_may_put_one_key_without_a_lock(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     assert json.dumps(cache.get_facts("c0ffee")["a"]) == json.dumps(list(range(1000)))
     assert list((cache.root / "work").iterdir()) == []
+
+
+def test_who_finds_a_damaged_entry_does_not_remove_the_sound_one_that_comes_meanwhile(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = put(cache, "aa11", b"abc")
+    (folder / "file").write_bytes(b"abX")
+
+    def late(found: Path) -> bool:
+        """Another process puts the key while this one has just found out."""
+        put(cache, "aa11", b"sound")
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr("optkit.pipeline.cache._whole", late)
+        assert cache.get("aa11") is None
+    assert cache.get("aa11") == folder
+    assert (folder / "file").read_bytes() == b"sound"
 
 
 def test_outputs_depend_on_optkit_the_processor_and_the_session(

@@ -18,7 +18,7 @@ from optkit.errors import ModelError, OutputError, PackageError, UsageError
 from optkit.pipeline import profile as module
 from optkit.pipeline.candidates import About
 from optkit.pipeline.isolate import isolated
-from optkit.pipeline.profile import profile
+from optkit.pipeline.profile import Conditions, profile
 from optkit.report.profile import profile_lines, profile_tables
 from tests.bench.toy_profile import PEAKS, node, profiled
 from tests.helpers import normal, onnx_model
@@ -57,7 +57,7 @@ def test_one_real_profile_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(module, "isolated", without_limits)
     before = {path.name for path in tmp_path.iterdir()}
-    facts = profile("m.onnx", dims={"batch": 5}, threads=1, seconds=0.1)
+    facts = profile("m.onnx", conditions=Conditions(dims={"batch": 5}, threads=1, seconds=0.1))
     assert {path.name for path in tmp_path.iterdir()} == before
     assert {(each.name, each.operator) for each in facts.model.nodes} == {("scores", "MatMul"), ("clip", "Relu")}
     (product,) = (each for each in facts.model.nodes if each.name == "scores")
@@ -68,11 +68,11 @@ def test_one_real_profile_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_child_gets_batches_of_one_shape(asked: Asked) -> None:
-    facts = profile("m.onnx", inputs=Path("x.npz"), dims={"batch": 8}, threads=2)
+    facts = profile("m.onnx", conditions=Conditions(Path("x.npz"), dims={"batch": 8}, threads=2))
     (function, model, target, batches, _scratch, seconds), (peaks, threads) = asked
     assert (function, peaks, threads) == (profile_model, measure_peaks, 2)
     assert (model.path.name, target.provider, target.threads, seconds) == ("m.onnx", "cpu", 2, module.SECONDS)
-    assert [batch["x"].shape for batch in batches] == [(8, 4)] * len(batches) and len(batches) == 2
+    assert [batch["x"].shape for batch in batches] == [(8, 4)] * 4
     assert not facts.synthetic and facts.source.endswith("x.npz") and facts.inputs == "real, x float32[8,4]"
 
 
@@ -108,8 +108,8 @@ def test_the_trace_is_written_in_one_piece(asked: Asked, tmp_path: Path) -> None
     [
         ({"model": "no.onnx"}, ModelError, "There is no such model"),
         ({"model": "m.onnx@openvino"}, UsageError, "only onnxruntime and torch can be profiled"),
-        ({"dims": {"seq": 3}}, UsageError, "'seq' does not exist"),
-        ({"inputs": Path("x.npz"), "data": ["x.npz"]}, UsageError, "both say what to run on"),
+        ({"conditions": Conditions(dims={"seq": 3})}, UsageError, "'seq' does not exist"),
+        ({"conditions": Conditions(Path("x.npz"), ["x.npz"])}, UsageError, "both say what to run on"),
         ({"trace": Path("no/t.json")}, OutputError, "its folder does not exist"),
         ({"trace": Path()}, OutputError, "that is a folder"),
     ],

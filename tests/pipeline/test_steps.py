@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from optkit.errors import BudgetMissed, OutputError, PassError, RecipeError
-from optkit.model.manifest import StepRecord
-from optkit.model.model import Model
+from optkit.errors import OutputError, PassError, RecipeError
 from optkit.model.target import Target
 from optkit.pipeline.job import Job
-from optkit.pipeline.steps import Policy, estimate_others, run_steps
+from optkit.pipeline.steps import Policy
 from optkit.recipe.recipe import Step, When
 from tests.helpers import run_onnx
-from tests.pipeline import toy
-from tests.pipeline.toy import WEIGHTS, arrays, make_job
-from tests.timing import Stopwatch, measured, ratio
+from tests.pipeline import offenders, toy
+from tests.pipeline.toy import WEIGHTS, arrays, make_job, run
 
-CALM = Policy(bench=False)
 STRICT = Policy(bench=False, strict=True)
 
 
@@ -31,22 +26,15 @@ def job(tmp_path: Path) -> Job:
     return make_job(tmp_path)
 
 
-def run(job: Job, *passes: Any, policy: Policy = CALM) -> tuple[Model, list[StepRecord]]:
-    """Run passes or steps; ids are made unique by position."""
-    steps = [p if isinstance(p, Step) else Step(id=f"{p.name()}-{i}", options=p) for i, p in enumerate(passes)]
-    done = run_steps(job, steps, policy)
-    return done[-1].after, [each.record for each in done]
-
-
 BROKEN = [
-    (toy.WrongForm(), "promised the form onnx and gave ort"),
-    (toy.Unloadable(), "Wish"),
-    (toy.Garbage(), "Unable to parse proto"),
-    (toy.Garbage(missing=True), "no such file|No such file"),
-    (toy.NotANumber(), "output 'y': the result has NaN where the original has none"),
-    (toy.Rename(), "output 'y': missing in the result"),
+    (offenders.WrongForm(), "promised the form onnx and gave ort"),
+    (offenders.Unloadable(), "Wish"),
+    (offenders.Garbage(), "Unable to parse proto"),
+    (offenders.Garbage(missing=True), "no such file|No such file"),
+    (offenders.NotANumber(), "output 'y': the result has NaN where the original has none"),
+    (offenders.Rename(), "output 'y': missing in the result"),
     (toy.Narrow(), "output 'y': the result has the dtype float16, the original float32"),
-    (toy.DropSilently(), "output 'side': missing in the result"),
+    (offenders.DropSilently(), "output 'side': missing in the result"),
 ]
 
 
@@ -139,23 +127,23 @@ def test_no_effect_of_a_required_step_is_an_error(job: Job) -> None:
 
 
 def test_a_change_that_leaves_the_same_bytes_is_no_effect(job: Job) -> None:
-    result, (record,) = run(job, toy.Copy())
+    result, (record,) = run(job, offenders.Copy())
     assert (record.status, record.reason) == ("no effect", "its result is the same model, byte for byte")
     assert result is job.original
     with pytest.raises(PassError, match="required but had no effect: its result is the same model"):
-        run(job, Step(id="copy", options=toy.Copy(), required=True))
+        run(job, Step(id="copy", options=offenders.Copy(), required=True))
 
 
 @pytest.mark.parametrize("how", ["write", "garble", "unlink"])
 def test_a_pass_that_touches_its_input_is_an_error(job: Job, how: str) -> None:
     with pytest.raises(PassError, match="The pass 'vandal-0' changed its input"):
-        run(job, toy.Vandal(how=how))
+        run(job, offenders.Vandal(how=how))
 
 
 @pytest.mark.parametrize("link", [False, True])
 def test_a_pass_that_writes_outside_its_folder_is_an_error(job: Job, tmp_path: Path, link: bool) -> None:
     with pytest.raises(PassError, match="outside its own folder"):
-        run(job, toy.Outside(place=str(tmp_path), link=link))
+        run(job, offenders.Outside(place=str(tmp_path), link=link))
 
 
 @pytest.mark.parametrize(
@@ -184,124 +172,7 @@ def test_a_full_disk_is_not_the_fault_of_the_pass(job: Job, monkeypatch: pytest.
 
 def test_a_pass_that_forgets_its_outcome_is_an_error(job: Job) -> None:
     with pytest.raises(PassError, match="The pass 'mine' gave back a NoneType"):
-        run(job, Step(id="mine", options=toy.ReturnsNone()))
-
-
-@pytest.mark.parametrize(
-    ("speedup", "keep", "status", "reason"),
-    [
-        (0.5, "measured", "rolled back", "measured slower: 0.50x [0.47, 0.53]"),
-        (0.5, "always", "changed", "kept although measured slower: 0.50x [0.47, 0.53] (keep: always)"),
-        (0.97, "measured", "changed", ""),
-        (2.0, "measured", "changed", ""),
-    ],
-)
-def test_a_measured_slower_step_is_rolled_back_unless_it_is_kept_always(
-    job: Job, monkeypatch: pytest.MonkeyPatch, speedup: float, keep: Any, status: str, reason: str
-) -> None:
-    Stopwatch(speedup).installed(monkeypatch)
-    result, (record,) = run(job, Step(id="s", options=toy.ScaleBy(), keep=keep), policy=Policy())
-    assert (record.status, record.reason) == (status, reason)
-    assert record.speedup == ratio(speedup)
-    assert (result is job.original) == (status == "rolled back")
-
-
-def test_only_steps_meant_for_speed_are_timed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Stopwatch(0.5).installed(monkeypatch)
-    _, records = run(job, toy.Aside(), toy.Nothing(), toy.Rename(), policy=Policy())
-    assert toy.statuses(records) == ["changed", "no effect", "rolled back"]
-    assert watch.rules == []
-    assert run(job, toy.ScaleBy(), policy=CALM)[1][0].speedup is None
-
-
-def test_a_step_that_was_slower_only_once_or_in_noise_is_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    for answers, note in (
-        ((0.5, 1.1), "second, longer measurement; the first said 0.50x"),
-        ((0.9, measured(0.9, stable=False)), "not steady: the machine was too noisy"),
-        ((measured(1.0, stable=False),), "not steady: the machine was too noisy"),
-    ):
-        Stopwatch(*answers).installed(monkeypatch)
-        _, (record,) = run(job, toy.ScaleBy(), policy=Policy(remeasure=True))
-        assert (record.status, record.reason) == ("changed", "")
-        assert note in record.timing_note
-
-
-def test_without_timing_every_changed_step_says_so(job: Job) -> None:
-    done = run_steps(job, [Step(id="a", options=toy.ScaleBy()), Step(id="b", options=toy.Nothing())], CALM)
-    done += run_steps(job, [Step(id="c", options=toy.Aside())], CALM)
-    records = estimate_others(job, done, CALM)
-    assert [record.timing_note for record in records] == ["not timed: --no-bench", "", "not timed: --no-bench"]
-    assert [record.speedup for record in records] == [None] * 3
-
-
-def test_steps_that_are_not_there_for_speed_are_timed_last_only_to_be_seen(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watch = Stopwatch(2.0, 0.5).installed(monkeypatch)
-    steps = [Step(id="aside", options=toy.Aside()), Step(id="fast", options=toy.ScaleBy())]
-    done = run_steps(job, steps, Policy())
-    assert [each.record.speedup for each in done] == [None, ratio(2.0)]
-    records = estimate_others(job, done, Policy())
-    assert [record.speedup for record in records] == [ratio(0.5), ratio(2.0)]
-    assert [record.status for record in records] == ["changed", "changed"]
-    assert [[model for model, _ in asked] for asked in watch.candidates] == [
-        [done[1].before, done[1].after],
-        [done[0].before, done[0].after],
-    ]
-
-
-def test_a_torch_step_is_timed_as_it_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Stopwatch(2.0).installed(monkeypatch)
-    model = toy.torch_model(tmp_path)
-    job = make_job(tmp_path, model, exporter=toy.ToyExport())
-    done = run_steps(job, [Step(id="export", options=toy.ToyExport()), Step(id="s", options=toy.ScaleBy())], Policy())
-    records = estimate_others(job, done, Policy())
-    assert [record.speedup for record in records] == [None, ratio(2.0)], "the export itself is the baseline"
-    assert [model.form for model, _ in watch.candidates[0]] == ["onnx", "onnx"]
-
-
-def test_what_was_chosen_by_timing_belongs_to_the_machine_and_can_be_measured_again(
-    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def chosen(policy: Policy = CALM) -> Any:
-        _, (record,) = run(job, toy.Chooses(calls=str(tmp_path / "calls")), policy=policy)
-        return record.cached, record.decisions[0]["speedup"]
-
-    Stopwatch(1.5, 2.5, 3.5, 4.5).installed(monkeypatch)
-    assert [chosen(), chosen(), chosen(Policy(bench=False, remeasure=True))] == [
-        (False, 1.5),
-        (True, 1.5),
-        (False, 2.5),
-    ]
-    assert chosen() == (True, 2.5)
-    monkeypatch.setattr("optkit.model.machine.ort_version", lambda: "onnxruntime 0.0")
-    assert chosen() == (False, 3.5)
-    assert run(job, toy.ScaleBy())[1][0].cached is False
-    assert run(job, toy.ScaleBy(), policy=Policy(bench=False, remeasure=True))[1][0].cached is True
-
-
-def test_a_pass_that_chooses_by_timing_has_to_say_so(job: Job) -> None:
-    with pytest.raises(PassError, match="The pass 'chooses-silently-0' decides by time without having declared it"):
-        run(job, toy.ChoosesSilently())
-
-
-def test_a_steps_timing_is_kept_until_it_is_measured_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    for speedup, policy, expected in (
-        (2.0, Policy(), 2.0),
-        (3.0, Policy(), 2.0),
-        (4.0, Policy(remeasure=True), 4.0),
-        (5.0, Policy(), 4.0),
-    ):
-        Stopwatch(speedup).installed(monkeypatch)
-        _, (record,) = run(job, toy.ScaleBy(), policy=policy)
-        assert record.speedup == ratio(expected)
-
-
-def test_the_timing_of_other_session_entries_is_another_one(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    for entries in ({}, {"session.intra_op.allow_spinning": "0"}):
-        watch = Stopwatch(2.0).installed(monkeypatch)
-        run(job, toy.Session(entries=entries), toy.ScaleBy(), policy=Policy())
-        assert len(watch.rules) == 1
+        run(job, Step(id="mine", options=offenders.ReturnsNone()))
 
 
 @pytest.mark.parametrize(
@@ -352,7 +223,7 @@ def test_session_entries_of_a_rolled_back_step_are_gone(job: Job) -> None:
     result, _ = run(job, bad)
     assert result.session == {"optimization.disable_specified_optimizers": "X"}
 
-    result, (record, _) = run(job, toy.Rename(), toy.ScaleBy())
+    result, (record, _) = run(job, offenders.Rename(), toy.ScaleBy())
     assert (result.session, record.session) == ({}, {})
 
 
@@ -399,25 +270,6 @@ def test_a_cuda_target_is_another_step(tmp_path: Path) -> None:
     job = make_job(tmp_path, target=Target("cuda", 1))
     _, (record,) = run(job, Step(id="s", options=toy.ScaleBy(), when=When(provider="cpu")))
     assert record.reason == "only for provider cpu"
-
-
-def test_a_required_step_that_is_measured_slower_stops_the_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    Stopwatch(0.5).installed(monkeypatch)
-    with pytest.raises(BudgetMissed) as caught:
-        run(job, Step(id="mine", options=toy.ScaleBy(), required=True), policy=Policy())
-    assert caught.value.message == "The step 'mine' is required but measured slower: 0.50x [0.47, 0.53]."
-    assert caught.value.fix == "add keep: always to have it anyway, or remove required"
-    _, (record,) = run(job, Step(id="mine", options=toy.ScaleBy(), required=True, keep="always"), policy=Policy())
-    assert record.status == "changed"
-
-
-@pytest.mark.parametrize("speedup", [0.97, 1.0])
-def test_noise_around_1_does_not_stop_a_required_step(
-    job: Job, monkeypatch: pytest.MonkeyPatch, speedup: float
-) -> None:
-    Stopwatch(speedup).installed(monkeypatch)
-    _, (record,) = run(job, Step(id="mine", options=toy.ScaleBy(), required=True), policy=Policy())
-    assert record.status == "changed"
 
 
 def test_a_pass_is_asked_again_before_it_runs(job: Job, tmp_path: Path) -> None:

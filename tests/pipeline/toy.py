@@ -1,4 +1,4 @@
-"""Tiny passes that keep or break one promise each, and a job to run them in."""
+"""Tiny passes, a model for them, and a job to run them in; see also ``tests.pipeline.offenders``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from onnx import helper, numpy_helper
 
 from optkit.data.dataset import Arrays
 from optkit.evaluate.limits import Limits
+from optkit.model.manifest import StepRecord
 from optkit.model.model import Form, Model
 from optkit.model.signature import Signature
 from optkit.model.target import Target
 from optkit.passes._base import Aspect, Context, Outcome, Pass, PassKind
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.job import Job
+from optkit.pipeline.steps import Policy, run_steps
+from optkit.recipe.recipe import Step
 from tests.helpers import MemoryData, normal, onnx_model
 
+CALM = Policy(bench=False)
 WEIGHTS = {"w": normal(4, 3, seed=1), "v": normal(4, 2, seed=2)}
 TEXT = "g (float[batch,4] x) => (float[batch,3] y, float[batch,2] side) { y = MatMul(x, w) side = MatMul(x, v) }"
 
@@ -86,24 +90,6 @@ class Aside(ScaleBy):
     for_speed: ClassVar[bool] = False
 
 
-class NotANumber(Toy):
-    """Put a NaN into w."""
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        return ScaleBy(factor=float("nan"))(model, ctx)
-
-
-class Rename(Toy):
-    """Rename the output y to z."""
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        proto = onnx.load(model.path)
-        for node in proto.graph.node:
-            node.output[:] = ["z" if name == "y" else name for name in node.output]
-        proto.graph.output[0].name = "z"
-        return self.made(model, ctx, proto)
-
-
 class Narrow(Toy):
     """Give the output y as float16."""
 
@@ -133,42 +119,6 @@ class Drop(Toy):
         return self.made(model, ctx, proto)
 
 
-class DropSilently(Drop):
-    """Remove the output side without a word."""
-
-    may_change: ClassVar[frozenset[Aspect]] = frozenset()
-
-
-class WrongForm(Toy):
-    """Promise ONNX and give ORT."""
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        outcome = ScaleBy(factor=1)(model, ctx)
-        return replace(outcome, model=replace(outcome.model, form="ort"))
-
-
-class Unloadable(Toy):
-    """Write a node that no engine knows."""
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        proto = onnx.load(model.path)
-        proto.opset_import.append(helper.make_opsetid("nowhere", 1))
-        proto.graph.node[0].op_type, proto.graph.node[0].domain = "Wish", "nowhere"
-        return self.made(model, ctx, proto)
-
-
-class Garbage(Toy):
-    """Write bytes that are no model."""
-
-    missing: bool = False
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        path = ctx.workdir / "model.onnx"
-        if not self.missing:
-            path.write_bytes(b"no model at all")
-        return Outcome(replace(model, path=path), 1)
-
-
 class Nothing(Toy):
     """Find nothing to do."""
 
@@ -177,48 +127,6 @@ class Nothing(Toy):
 
     def __call__(self, model: Model, ctx: Context) -> Outcome:
         return Outcome(model, 0, notes=self.notes, skipped=self.skipped)
-
-
-class Copy(Toy):
-    """Write the same bytes again and call it a change."""
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        path = ctx.workdir / "model.onnx"
-        path.write_bytes(model.path.read_bytes())
-        return Outcome(model.derive(path, "onnx", "copy"), 3)
-
-
-class Vandal(Toy):
-    """Do something to the input."""
-
-    how: str = "write"
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        outcome = ScaleBy()(model, ctx)
-        if self.how == "write":
-            onnx.save(onnx.load(outcome.model.path), model.path)
-        elif self.how == "garble":
-            model.path.write_bytes(b"location garbage")
-        else:
-            model.path.unlink()
-        return outcome
-
-
-class Outside(Toy):
-    """Write the result where it does not belong."""
-
-    place: str
-    link: bool = False
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        outcome = ScaleBy()(model, ctx)
-        path = Path(self.place) / "model.onnx"
-        path.write_bytes(outcome.model.path.read_bytes())
-        if self.link:
-            outcome.model.path.unlink()
-            outcome.model.path.symlink_to(path)
-            return outcome
-        return replace(outcome, model=replace(outcome.model, path=path))
 
 
 class Raises(Toy):
@@ -230,13 +138,6 @@ class Raises(Toy):
         import builtins
 
         raise getattr(builtins, self.error)("the reason")
-
-
-class ReturnsNone(Toy):
-    """Forget the result."""
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        return None  # type: ignore[return-value]
 
 
 class Die(Toy):
@@ -306,12 +207,6 @@ class Chooses(ScaleBy):
     def __call__(self, model: Model, ctx: Context) -> Outcome:
         speedup = ctx.time([model, model])[1].speedup
         return replace(super().__call__(model, ctx), decisions=[{"speedup": speedup}])
-
-
-class ChoosesSilently(Chooses):
-    """Choose by timing without declaring it."""
-
-    decides_by_time: ClassVar[bool] = False
 
 
 class NeedsPackage(Toy):
@@ -410,6 +305,13 @@ def torch_model(folder: Path) -> Model:
     model = Model.open(folder / "two.pt", factory=f"{folder / 'two.py'}:make")
     outputs = parse_signature("y=float32[batch,3]; side=float32[batch,2]")
     return model.with_signature(Signature(parse_signature("x=float32[batch,4]"), outputs))
+
+
+def run(job: Job, *passes: Any, policy: Policy = CALM) -> tuple[Model, list[StepRecord]]:
+    """Run passes or steps; ids are made unique by position."""
+    steps = [p if isinstance(p, Step) else Step(id=f"{p.name()}-{i}", options=p) for i, p in enumerate(passes)]
+    done = run_steps(job, steps, policy)
+    return done[-1].after, [each.record for each in done]
 
 
 def statuses(records: Sequence[Any]) -> list[str]:

@@ -53,10 +53,12 @@ def candidate(label: str, speedup: float = 1.0, **more: Any) -> CandidateFacts:
     )
     facts: dict[str, Any] = {"label": label, "path": label, "kind": "onnx", "engine": "onnxruntime", "provider": "cpu"}
     facts |= {"threads": 2, "digest": "00", "size_bytes": 412_000, "peak_mb": 61.4, "stable": True}
-    return CandidateFacts(**(facts | {"phases": phases, "steady": steady, "ratio": ratio(speedup)} | more))
+    facts |= {"phases": phases, "steady": steady, "ratio": ratio(speedup), "verdict": ratio(speedup).word}
+    return CandidateFacts(**(facts | more))
 
 
-def point(*candidates: CandidateFacts, **more: Any) -> BenchPoint:
+def point(first: CandidateFacts, *others: CandidateFacts, **more: Any) -> BenchPoint:
+    candidates = (first.model_copy(update={"verdict": "baseline"}), *others)
     facts: dict[str, Any] = {"dims": {"batch": 8}, "threads": 2, "inputs": "real, x float32[8,4]"}
     return BenchPoint(**(facts | {"candidates": candidates} | more))
 
@@ -75,8 +77,8 @@ def rows(facts: BenchFacts, table: int = 0) -> list[dict[str, str]]:
 def test_a_row_per_candidate_with_the_verdict_against_the_first() -> None:
     found = rows(bench_facts(point(candidate("a.onnx"), candidate("b.onnx", 1.25), candidate("c.onnx", 0.5))))
     assert [row["candidate"] for row in found] == ["a.onnx", "b.onnx", "c.onnx"]
-    assert [row["ratio"] for row in found] == ["baseline", "1.250x [1.240, 1.260]", "0.500x [0.490, 0.510]"]
-    assert [row["verdict"] for row in found] == ["", "faster", "slower"]
+    assert [row["ratio"] for row in found] == ["", "1.250x [1.240, 1.260]", "0.500x [0.490, 0.510]"]
+    assert [row["verdict"] for row in found] == ["baseline", "faster", "slower"]
     assert [row["median ms"] for row in found] == ["2", "1.6", "4"]
     assert [row["samples/s"] for row in found] == ["4,000", "5,000", "2,000"]
 

@@ -16,6 +16,7 @@ from tests.report.facts import limit, verdict
 from tests.timing import ratio
 
 NO_BENCH = "not timed: --no-bench"
+USED_UP = "not timed: too little of the time for timing is left"
 HERE = Environment(
     optkit="0", python="3.11", platform="p", cpu="c", cpu_features=(), cores=2, threads=2, provider="cpu", packages={}
 )
@@ -38,7 +39,7 @@ STEPS = (
     step("tidy", "base", "no effect", None, reason="nothing matches"),
     step("fuse", "fused", speedup=ratio(1.25, baseline_ms=2.0)),
     step("slow", "fused", "rolled back", reason=SLOWER, speedup=ratio(0.5, baseline_ms=1.6)),
-    step("cut", "final", timing_note="not timed: the time for timing is used up"),
+    step("cut", "final", timing_note=USED_UP),
 )
 
 
@@ -81,12 +82,23 @@ def test_every_step_has_size_latency_speed_and_drift_with_coarse_figures_marked(
         "tidy": ("no effect", "", "", "", "no effect: nothing matches"),
         "fuse": ("2.0 kB", "~1.6 ms", "~1.25x", "0.999900", "changed"),
         "slow": ("rolled back", "~3.2 ms", "~0.50x", "0.999900", f"rolled back: {SLOWER}"),
-        "cut": ("2.0 kB", "not timed", "", "0.999900", "changed; not timed: the time for timing is used up"),
+        "cut": ("2.0 kB", "not timed", "", "0.999900", f"changed; {USED_UP}"),
         "result": ("900 B", "1.25 ms", "1.60x vs baseline: faster", "0.900000", "export, fuse, cut; rolled back: slow"),
     }
     assert waterfall(manifest()).heads == (
         *("step", "size", "latency", "speed vs step before", "cosine to original", "what happened"),
     )
+
+
+def test_torch_eager_says_why_it_was_not_timed() -> None:
+    found = rows(manifest(timing=FULL.model_copy(update={"torch_eager_ms": None, "torch_note": USED_UP})))
+    assert found["original"] == ("3.0 kB", "not timed", "torch eager", "", f"pt2; {USED_UP}")
+
+
+def test_a_steps_note_is_told_also_where_the_result_has_the_same() -> None:
+    noisy = "not steady: the machine was too noisy"
+    steps = (step("fuse", "final", speedup=ratio(1.25), timing_note=noisy),)
+    assert rows(manifest(steps=steps, timing_note=noisy))["fuse"][-1] == f"changed; {noisy}"
 
 
 def test_an_onnx_original_is_the_baseline_itself() -> None:
