@@ -22,7 +22,7 @@ import numpy as np
 from optkit.bench.facts import Phases, Steady
 from optkit.bench.open_loop import LoadSamples
 from optkit.bench.ratio import SPREAD, Times, describe, interval, median_error, ratio_of
-from optkit.bench.steady import rows_of, steady_of
+from optkit.bench.steady import steady_of
 from optkit.bench.worker import Candidate, Ready, Worker
 from optkit.data.dataset import Arrays
 from optkit.errors import UsageError
@@ -101,7 +101,7 @@ def measure(
     rules: Rules | None = None,
     *,
     described: str = "",
-    rows: int | None = None,
+    rows: int = 1,
     watch: Watch | None = None,
 ) -> list[Measured]:
     """Time candidates against the first one.
@@ -111,7 +111,7 @@ def measure(
         inputs: batches fed in turn, the same ones to each candidate in a round.
         rules: budget, precision and the like.
         described: ``real`` or ``synthetic``; shapes are added.
-        rows: samples in one batch; None = the size of axis 0 where all inputs agree on it.
+        rows: samples in one batch, for the throughput.
         watch: is told of each launch.
 
     Raises:
@@ -123,8 +123,7 @@ def measure(
     rules = rules or Rules()
     launches = _launches(candidates, inputs, rules, watch or _silent)
     text = describe(inputs, described)
-    size = rows_of(inputs[0]) if rows is None else rows
-    return [_measured(launches, index, rules, text, size) for index in range(len(candidates))]
+    return [_measured(launches, index, rules, text, rows) for index in range(len(candidates))]
 
 
 def open_loop_of(

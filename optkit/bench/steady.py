@@ -8,7 +8,6 @@ import numpy as np
 
 from optkit.bench.facts import Steady
 from optkit.bench.open_loop import percentiles
-from optkit.data.dataset import Arrays
 
 
 def steady_of(blocks: Sequence[Sequence[float]], *, launches: int, rows: int) -> Steady:
@@ -32,9 +31,3 @@ def steady_of(blocks: Sequence[Sequence[float]], *, launches: int, rows: int) ->
         launches=launches,
         spread=float((high - low) / middle),
     )
-
-
-def rows_of(inputs: Arrays) -> int:
-    """Samples in one batch: the size of axis 0 where all inputs that have one agree; else 1."""
-    sizes = {len(array) for array in inputs.values() if array.ndim}
-    return sizes.pop() if len(sizes) == 1 else 1

@@ -91,7 +91,7 @@ def timed(*seconds: float, rules: Rules | None = None, **options: Any) -> list[M
 def test_what_is_found(simulate: Simulate) -> None:
     simulate(noise=0.002)
     told: list[tuple[str, int, int]] = []
-    base, other = timed(0.001, 0.0005, described="real", watch=lambda *each: told.append(each))
+    base, other = timed(0.001, 0.0005, described="real", rows=4, watch=lambda *each: told.append(each))
     assert (base.ratio.speedup, base.ratio.low, base.ratio.high) == (1.0, 1.0, 1.0)
     assert other.ratio.speedup == pytest.approx(2, rel=0.02)
     assert (other.ratio.word, other.stable, other.ratio.inputs) == ("faster", True, "real, x float32[4,16]")

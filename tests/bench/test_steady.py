@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from optkit.bench.steady import rows_of, steady_of
+from optkit.bench.steady import steady_of
 
 
 def test_facts_of_known_blocks() -> None:
@@ -29,10 +28,3 @@ def test_a_percentile_needs_ten_samples_above_it() -> None:
         (99, False),
     ]
     assert steady.percentiles[2].ms == pytest.approx(190.05, rel=1e-12)
-
-
-def test_rows_are_the_axis_that_all_inputs_share() -> None:
-    zeros = np.zeros
-    assert rows_of({"x": zeros((8, 3)), "m": zeros((8, 2, 2)), "scale": zeros(())}) == 8
-    assert rows_of({"x": zeros((8, 3)), "table": zeros((5, 3))}) == 1
-    assert rows_of({"scale": zeros(())}) == 1

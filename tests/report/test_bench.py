@@ -161,7 +161,8 @@ def test_lines_say_how_and_where_it_was_measured() -> None:
     for words in (
         "Fed: real, x float32[8,4] from e.npz; onnxruntime, 2 threads, batch=8.",
         "Noise floor: the baseline against itself 1.004x [0.994, 1.014], same.",
-        "3 launches; 0 s (asked: 10 s a point after the first start); 99% intervals; faster and slower only beyond 2%; seed 0.",
+        "3 launches; 0 s (asked: 10 s a point after the first start); 99% intervals; "
+        "faster and slower only beyond 2%; seed 0.",
         "Some CPU: 2 physical, 4 logical cores, 4 usable, cgroup limit 2 cores, 8.00 GB memory; "
         "load average before: 0.25.",
         "onnxruntime 1.31.1",

@@ -51,6 +51,16 @@ def test_a_bound_call_computes_the_same(mlp: Model) -> None:
         runner.bind({})
 
 
+def test_a_bound_call_says_what_the_engine_finds_and_ends_with_the_runner(mlp: Model) -> None:
+    runner = OnnxRunner(mlp, CPU)
+    wrong, right = runner.bind({"x": X[0]}), runner.bind({"x": X})
+    with pytest.raises(DataError, match="do not fit the model"):
+        wrong()
+    runner.close()
+    with pytest.raises(ModelError, match="closed"):
+        right()
+
+
 def test_what_is_told_about_it(mlp: Model) -> None:
     import onnxruntime as ort
 
