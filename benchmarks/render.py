@@ -58,8 +58,6 @@ def _conditions(found: Results) -> list[str]:
         f"differences within {rules['margin']:.0%} are called *same*. A `?` marks a machine too noisy for that.\n"
         "- **MB**: the model on disk. **peak MB**: largest resident memory of its process, at the last point. "
         "**ready in**: from a fresh process to the end of the first call there, imports and compilation included.\n"
-        "- **made in**: seconds from the original (or the baseline ONNX) to the file, once; exporting the baseline is "
-        "not counted.\n"
         "- Scores are computed alike for all, on data that neither calibration nor any choice saw. torch has no row "
         "where the original is an ONNX file.",
     ]
@@ -78,7 +76,7 @@ def _subject(subject: SubjectResult) -> str:
     names = list(dict.fromkeys(name for each in subject.candidates for name in each.scores))
     names.sort(key=lambda name: name != subject.headline)
     head = ["", *(text for point in subject.points for text in (f"{at(point)}: ms", "x"))]
-    head += [*names, "MB", "peak MB", "ready in", "made in"]
+    head += [*names, "MB", "peak MB", "ready in"]
     running = sorted((each for each in subject.candidates if not each.failed), key=_speed, reverse=True)
     rows = [_row(each, names) for each in running]
     parts = [f"## {subject.title}", _scored(subject), table(head, rows)]
@@ -99,8 +97,7 @@ def _row(candidate: Candidate, names: Sequence[str]) -> list[str]:
     cells = [label, *(text for each in candidate.points for text in (_ms(each), _times(each)))]
     cells += [_score(candidate.scores.get(name)) for name in names]
     last = candidate.points[-1] if candidate.points else AtPoint()
-    made = f"{candidate.seconds:.0f} s" if candidate.seconds else ""
-    return [*cells, _number(candidate.size_mb, ".1f"), _number(last.peak_mb, ".0f"), _ready(last), made]
+    return [*cells, _number(candidate.size_mb, ".1f"), _number(last.peak_mb, ".0f"), _ready(last)]
 
 
 def _ready(at_point: AtPoint) -> str:

@@ -27,10 +27,12 @@ RUNS = 20
 WIDTH, LAYERS, BATCH = 512, 6, 64
 """Of the model: 0.2 GFLOP, 1 to 2 ms on two cores."""
 SLOWER = 0.05
-CLOSE = 0.005
+CLOSE = 0.01
 """How near to ``SLOWER`` the slower copy must come by the bare loops."""
 LAUNCHES = 10
-"""Bare loops of each model for a reference: as processes differ by about 0.7 %, their median is good to 0.3 %."""
+"""Bare loops of a model beside which the harness is held."""
+PAIRS = 5
+"""Processes with bare loops of two models in turn, for how much slower one is."""
 
 BARE = """
 import sys, time
@@ -49,6 +51,33 @@ while now() < end:
     session.run(names, feeds[len(times) % 4])
     times.append((begin, now() - begin))
 print(median(each for begin, each in times if begin > end - seconds))
+"""
+
+
+PAIR = """
+import sys, time
+from statistics import median
+import numpy as np, onnxruntime as ort
+paths, batch, width, threads, seconds = sys.argv[1:3], *map(int, sys.argv[3:6]), float(sys.argv[6])
+def opened(path):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else each takes a core from the other
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+sessions = [opened(path) for path in paths]
+feeds = {"x": np.random.default_rng(0).standard_normal((batch, width), dtype=np.float32)}
+def block(session):
+    times = []
+    for _ in range(11):
+        begin = time.perf_counter()
+        session.run(None, feeds)
+        times.append(time.perf_counter() - begin)
+    return median(times[1:])
+ratios, end = [], time.perf_counter() + seconds
+while time.perf_counter() < end:
+    one, other, again = block(sessions[0]), block(sessions[1]), block(sessions[0])
+    ratios.append(2 * other / (one + again))
+print(median(ratios))
 """
 
 
@@ -88,21 +117,22 @@ def slower_copy(model: Path, path: Path) -> tuple[Path, float]:
 
     Its width is found by bare loops, step by step.
     """
-    columns, really = 256, 0.0
+    columns, really = 152, 0.0
     for _ in range(8):
         _add_matmul(model, path, columns)
-        base, copy = reference_ms([model, path])
-        really = copy / base - 1
+        rounds = [(pair(model, path), pair(model, model)) for _ in range(PAIRS)]  # the second session's place counts
+        really = statistics.median(one for one, _ in rounds) / statistics.median(other for _, other in rounds) - 1
         if abs(really - SLOWER) <= CLOSE:
             return path, really
         columns = max(8, 8 * round(columns * min(3.0, SLOWER / max(really, 0.005)) / 8))
     raise SystemExit(f"no copy came out {SLOWER:.0%} slower by bare loops; the last one: {really:.1%}")
 
 
-def reference_ms(models: Sequence[Path]) -> list[float]:
-    """Median milliseconds over ``LAUNCHES`` bare loops of each, the models in turn."""
-    rounds = [[bare_ms(model) for model in models] for _ in range(LAUNCHES)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+def pair(model: Path, other: Path, seconds: float = 1.5) -> float:
+    """Time of ``other`` over that of ``model``, from bare loops of both in turn, in a process of their own."""
+    asked = [str(each) for each in (model, other, BATCH, WIDTH, usable_threads(), seconds)]
+    done = subprocess.run([sys.executable, "-c", PAIR, *asked], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def bare_ms(model: Path, seconds: float = 1.0) -> float:

@@ -73,10 +73,14 @@ class LabelledLimits(BaseModel):
         return {key: getattr(self, key) for key in type(self).model_fields if getattr(self, key) is not None}
 
     def merged(self, over: Self | None) -> Self:
-        """These limits, with those that ``over`` states in place of the same ones here."""
+        """These limits, with those that ``over`` states in place of the same ones here; None switches one off."""
         if over is None:
             return self
-        return self.model_copy(update=over._stated())
+        return self.model_copy(update={key: getattr(over, key) for key in over.model_fields_set})
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data that loads again as the same limits: what is not stated is left out, what is off is None."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     def rules(self) -> tuple[tuple[str, str], ...]:
         """(name, ``>= 0.99``) of every limit stated, in the order of the documentation."""

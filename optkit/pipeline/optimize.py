@@ -112,7 +112,7 @@ def final_verdict(job: Job, result: Model, allowed: frozenset[str]) -> Verdict:
     dataset = job.splits["evaluation"]
     facts: dict[str, Any] = {"what": "judged", "original": job.original.digest, "result": result.digest}
     facts |= {"data": dataset.digest, "outputs": str(job.outputs), "metric": str(job.metric), "exact": job.exact}
-    facts |= {"limits": job.limits.model_dump(mode="json"), "session": (job.original.session, result.session)}
+    facts |= {"limits": job.limits.plain(), "session": (job.original.session, result.session)}
     facts |= job.runtime_facts()
     facts |= {"fit": job.splits["fit"].digest if "fit" in job.splits else None, "allowed": sorted(allowed)}
     key = key_of(facts)

@@ -168,6 +168,7 @@ class Recipe(_Frozen):
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default spelled out, as plain data that loads again."""
         plain = self.model_dump(mode="json", exclude={"passes", "data"}, exclude_none=True)
+        plain["limits"] = self.limits.plain()
         plain["data"] = {
             split: rooted_source(source, self.base).model_dump(mode="json", exclude_none=True)
             for split, source in self.data.items()

@@ -94,3 +94,21 @@ def test_a_limit_for_all_data_replaces_the_labelled_one_below_it():
     merged = recipe.merged(Limits.parse(["metric_drop=0.05"]))
     assert merged.metric_drop.max == 0.05
     assert merged.labelled.metric_drop is None and merged.labelled.cosine == 0.9
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_null_switches_a_limit_off_also_a_default(exact: bool):
+    off = Limits.parse(["speedup=null", "cosine=null", "max_error=null"])
+    found = off.resolved(exact)
+    assert (found.speedup, found.cosine, found.max_error) == (None, None, None)
+    assert found.agreement == (None if exact else 0.98)
+    assert Limits.parse(["cosine=0.9"]).merged(off).resolved(exact).cosine is None
+    assert off.merged(Limits.parse(["cosine=0.9"])).resolved(exact).cosine == 0.9
+
+
+def test_what_is_off_stays_off_and_what_is_not_stated_stays_so_when_loaded_again():
+    limits = Limits.parse(["speedup=null", "metric_drop=0.01"])
+    assert limits.plain() == {"speedup": None, "metric_drop": {"max": 0.01}}
+    again = Limits.model_validate(limits.plain())
+    assert again.resolved(False) == limits.resolved(False)
+    assert Limits().plain() == {}
