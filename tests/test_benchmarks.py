@@ -55,7 +55,7 @@ def tiny() -> Results:
 def test_the_page_has_a_row_for_all_and_the_reason_of_the_one_that_failed() -> None:
     text = render.page(tiny())
     assert "| OpenVINO + NNCF int8 | 4 | 2.50 [2.38, 2.62] faster | 0.9990 | 1.5 | 100 | 1.2 s |" in text
-    assert "| **optkit int8** | 5 | 2.00 [1.90, 2.10] faster | 0.9950 | 1.5 | 100 | 1.2 s |  |" in text
+    assert "| **optkit int8** | 5 | 2.00 [1.90, 2.10] faster | 0.9950 | 1.5 | 100 | 1.2 s |" in text
     assert "- Olive static int8: exit 1: it broke" in text
     assert "| optkit --help | 0.134 |" in text
     labels = ("onnxruntime dynamic int8", "OpenVINO + NNCF int8", "**optkit int8**", "onnxruntime")
