@@ -34,7 +34,7 @@ __all__ = ["Candidate", "Measured", "Rules", "measure", "open_loop_of"]
 Watch = Callable[[str, int, int], None]
 """(what, done, total): told to whoever watches."""
 
-BLOCK_S = 0.01
+BLOCK_S = 0.03
 """Aim for the length of a block."""
 MIN_CALLS, MAX_CALLS = 4, 2000
 """Calls in a block; fewer than the first number only where the budget does not allow blocks longer than ``BLOCK_S``."""
@@ -59,7 +59,7 @@ class Rules:
     confidence: float = 0.99
     margin: float = 0.02
     """Differences up to this share are called ``same``."""
-    launches: int = 5
+    launches: int = 8
     """How often all processes are started anew, at most: see ``launches_within``."""
     seed: int = 0
 

@@ -29,7 +29,7 @@ def bench(
     budget: Annotated[float | None, typer.Option(help="Seconds a point, first start aside. (default: 10)")] = None,
     precision: Annotated[float | None, typer.Option(help="Noise at which to stop earlier. (default: 0.01)")] = None,
     margin: Annotated[float | None, typer.Option(help="Share up to which is the same. (default: 0.02)")] = None,
-    launches: Annotated[int | None, typer.Option(help="Starts of each candidate, at most. (default: 5)")] = None,
+    launches: Annotated[int | None, typer.Option(help="Starts of each candidate, at most. (default: 8)")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random choice. (default: 0)")] = None,
     noise_floor: Annotated[bool, typer.Option("--noise-floor", help="Time the baseline against itself too.")] = False,
     load: Annotated[str | None, typer.Option(metavar="RATE", help="Requests that do not wait, too: 200/s.")] = None,

@@ -83,8 +83,15 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
     return use
 
 
+@pytest.fixture(autouse=True)
+def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10 ms, for which the numbers below are."""
+    monkeypatch.setattr(room, "BLOCK_S", 0.01)
+
+
 def timed(*seconds: float, rules: Rules | None = None, **options: Any) -> list[Measured]:
     model = Model(Path("m.onnx"), "onnx", "onnx")
+    rules = rules or Rules(launches=5)
     return measure([Candidate(model, label=str(each)) for each in seconds], X, rules, **options)
 
 
