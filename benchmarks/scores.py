@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.evaluate.task_metrics import edit_distance
+
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 Score = Callable[[Sequence[Arrays], Sequence[Arrays]], dict[str, float]]
@@ -89,16 +91,6 @@ def decode(probabilities: Array, characters: Sequence[str]) -> list[str]:
         changes = np.concatenate([[True], row[1:] != row[:-1]])
         found.append("".join(characters[index - 1] for index in row[changes & (row != 0)]))
     return found
-
-
-def edit_distance(left: str, right: str) -> int:
-    """Insertions, deletions and substitutions from one to the other (Levenshtein 1966)."""
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        before, row[0] = row[0], i
-        for j, b in enumerate(right, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
-    return row[-1]
 
 
 def voice(name: str) -> Score:

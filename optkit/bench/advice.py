@@ -91,9 +91,13 @@ def _fallback(seen: _Seen) -> Iterator[str]:
 
 
 def _busy(seen: _Seen) -> Iterator[str]:
-    load, cores = seen.here.load_average or 0.0, seen.here.cores
-    if load > BUSY * cores:
+    if _is_busy(seen.here):
+        load, cores = seen.here.load_average, seen.here.cores
         yield f"Other programs were running before (load average {load:.1f} on {cores} cores): end them."
+
+
+def _is_busy(here: Environment) -> bool:
+    return (here.load_average or 0.0) > BUSY * here.cores
 
 
 def _noise(seen: _Seen) -> Iterator[str]:
@@ -106,7 +110,7 @@ def _noise(seen: _Seen) -> Iterator[str]:
 
 
 def _reasons(each: CandidateFacts, here: Environment) -> list[str]:
-    found = ["other programs were running"] if (here.load_average or 0) > BUSY * here.cores else []
+    found = ["other programs were running"] if _is_busy(here) else []
     if each.steady.blocks < FEW_BLOCKS:
         found.append(f"only {each.steady.blocks} blocks fitted into the time, so give a longer --budget")
     if not each.phases.steady:

@@ -179,7 +179,6 @@ def profile_onnx(
         free = Turns(bound(plain.bind, inputs))
         if alone := model.size_bytes > LARGE_BYTES:
             take_turns([free], seconds / 2)
-            free.run = _ended  # its former one holds the session
             plain.close()
         profiled = stack.enter_context(_with_profiler(model, target, scratch))
         structure = read_optimized(scratch)
@@ -216,10 +215,6 @@ def bound(bind: Callable[[Arrays], Callable[[], object]], inputs: Sequence[Array
     for call in calls:
         call()
     return lambda index: calls[index % len(calls)]()
-
-
-def _ended(_: int) -> object:
-    raise RuntimeError("The model of these turns is closed.")
 
 
 def _with_profiler(model: Model, target: Target, folder: Path) -> OnnxRunner:
