@@ -6,14 +6,19 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 
+from benchmarks.scores import Arrays
 from benchmarks.venvs import cache_folder
 
 FACTS = "made.json"
+
+SAMPLES = 300
+"""Most samples of calibration that a peer gets: NNCF's own default."""
 
 
 def subject_folder(subject: str) -> Path:
@@ -75,3 +80,19 @@ def size_mb(path: Path) -> float:
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
     beside = [path, path.with_name(path.name + ".data")] + ([path.with_suffix(".bin")] if path.suffix == ".xml" else [])
     return sum(file.stat().st_size for file in beside if file.is_file()) / 1e6
+
+
+def save_samples(path: Path, samples: Sequence[Arrays]) -> Path:
+    """All samples in one .npz: ``INDEX/INPUT`` -> array."""
+    np.savez(path, **{f"{index}/{name}": array for index, one in enumerate(samples) for name, array in one.items()})
+    return path
+
+
+def samples_digest(samples: Sequence[Arrays]) -> str:
+    """Of names, shapes and values."""
+    total = hashlib.sha256()
+    for one in samples:
+        for name, array in sorted(one.items()):
+            total.update(f"{name} {array.dtype} {array.shape}".encode())
+            total.update(np.ascontiguousarray(array))
+    return total.hexdigest()

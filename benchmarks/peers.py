@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import accuracy, results, tool, venvs, zoo_subjects
 from benchmarks import scores as judging
 from benchmarks.artefacts import made as kept
-from benchmarks.artefacts import reason, size_mb, subject_folder
+from benchmarks.artefacts import reason, samples_digest, size_mb, subject_folder
 from benchmarks.makers import olive, openvino_, optkit_, ort, torch_
-from benchmarks.makers.openvino_ import digest as samples_digest
 from benchmarks.subjects import Point, Product, Subject, open_product
 from optkit import __version__
 from optkit.bench.measure import Candidate, Measured, Rules, measure

@@ -27,12 +27,12 @@ RUNS = 20
 WIDTH, LAYERS, BATCH = 512, 6, 64
 """Of the model: 0.2 GFLOP, 1 to 2 ms on two cores."""
 SLOWER = 0.05
-CLOSE = 0.01
+CLOSE = 0.005
 """How near to ``SLOWER`` the slower copy must come by the bare loops."""
-LAUNCHES = 10
+LAUNCHES = 24
 """Bare loops of a model beside which the harness is held."""
-PAIRS = 5
-"""Processes with bare loops of two models in turn, for how much slower one is."""
+PAIRS = 24
+"""Bare loops of two models in turn, for how much slower one is: a process each time, as their luck differs by 2 %."""
 
 BARE = """
 import sys, time
@@ -51,33 +51,6 @@ while now() < end:
     session.run(names, feeds[len(times) % 4])
     times.append((begin, now() - begin))
 print(median(each for begin, each in times if begin > end - seconds))
-"""
-
-
-PAIR = """
-import sys, time
-from statistics import median
-import numpy as np, onnxruntime as ort
-paths, batch, width, threads, seconds = sys.argv[1:3], *map(int, sys.argv[3:6]), float(sys.argv[6])
-def opened(path):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # else each takes a core from the other
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-sessions = [opened(path) for path in paths]
-feeds = {"x": np.random.default_rng(0).standard_normal((batch, width), dtype=np.float32)}
-def block(session):
-    times = []
-    for _ in range(11):
-        begin = time.perf_counter()
-        session.run(None, feeds)
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
-ratios, end = [], time.perf_counter() + seconds
-while time.perf_counter() < end:
-    one, other, again = block(sessions[0]), block(sessions[1]), block(sessions[0])
-    ratios.append(2 * other / (one + again))
-print(median(ratios))
 """
 
 
@@ -104,35 +77,30 @@ def harness(folder: Path) -> Line:
     model = write_mlp(folder / "a.onnx", width=WIDTH, layers=LAYERS)
     pairs = []
     for seed in range(LAUNCHES):
-        first = bare_ms(model)
-        inside = _bench([model], seed, "--launches", "1", "--budget", "2", "--precision", "0.001")
-        pairs.append((inside["steady"]["median_ms"], (first + bare_ms(model)) / 2))
+        first = bare_ms(model, 0.6)
+        inside = _bench([model], seed, "--launches", "1", "--budget", "1", "--precision", "0.001")
+        pairs.append((inside["steady"]["median_ms"], (first + bare_ms(model, 0.6)) / 2))
     added = statistics.median(one / other for one, other in pairs) - 1
     figure = f"{added:+.1%} (bare {statistics.median(other for _, other in pairs):.2f} ms)"
     return "optkit bench beside a bare loop", figure, "within 2 %", abs(added) < 0.02
 
 
 def slower_copy(model: Path, path: Path) -> tuple[Path, float]:
-    """A copy with one more MatMul, as wide as it takes, and how much slower it really is.
-
-    Its width is found by bare loops, step by step.
-    """
-    columns, really = 152, 0.0
-    for _ in range(8):
+    """A copy with one more MatMul, as wide as it takes, and how much slower it really is by bare loops."""
+    columns = 8 * round(SLOWER * LAYERS * WIDTH / 8)
+    for _ in range(5):
         _add_matmul(model, path, columns)
-        rounds = [(pair(model, path), pair(model, model)) for _ in range(PAIRS)]  # the second session's place counts
-        really = statistics.median(one for one, _ in rounds) / statistics.median(other for _, other in rounds) - 1
+        really = really_slower(model, path)
         if abs(really - SLOWER) <= CLOSE:
             return path, really
-        columns = max(8, 8 * round(columns * min(3.0, SLOWER / max(really, 0.005)) / 8))
+        columns = max(8, columns + 8 * round((SLOWER - really) * LAYERS * WIDTH / 8))
     raise SystemExit(f"no copy came out {SLOWER:.0%} slower by bare loops; the last one: {really:.1%}")
 
 
-def pair(model: Path, other: Path, seconds: float = 1.5) -> float:
-    """Time of ``other`` over that of ``model``, from bare loops of both in turn, in a process of their own."""
-    asked = [str(each) for each in (model, other, BATCH, WIDTH, usable_threads(), seconds)]
-    done = subprocess.run([sys.executable, "-c", PAIR, *asked], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+def really_slower(model: Path, other: Path) -> float:
+    """How much longer ``other`` takes than ``model`` in bare loops, each in processes of its own, in turn."""
+    pairs = [bare_ms(other, 0.6) / bare_ms(model, 0.6) for _ in range(PAIRS)]
+    return statistics.median(pairs) - 1
 
 
 def bare_ms(model: Path, seconds: float = 1.0) -> float:

@@ -86,7 +86,8 @@ def test_force_replaces_a_bundle_by_one_rename(tmp_path: Path, asked: tuple[obje
     first = out.stat().st_ino
     assert call(*asked, "-o", out, "--force").code == 0
     assert out.stat().st_ino != first, "another folder took its name"
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "model.onnx", "recipe.yaml", "report.md"]
+    parts = ["manifest.json", "model.onnx", "open_model.py", "recipe.yaml", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == parts
     assert beside(out) == ["out"]
 
 

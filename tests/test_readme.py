@@ -40,6 +40,7 @@ def test_the_commands_on_sample_models_work_as_written(checkout: Path) -> None:
     assert sorted(path.name for path in (checkout / "digits_cnn.int8").iterdir()) == [
         "manifest.json",
         "model.onnx",
+        "open_model.py",
         "recipe.yaml",
         "report.md",
     ]

@@ -95,7 +95,7 @@ def test_the_installed_recipes_come_from_the_wheel(environment: Path, tmp_path: 
         assert (folder / name).read_bytes() == (ROOT / "recipes" / name).read_bytes()
     assert "int8-static" in run(command, "recipe", "list", cwd=tmp_path)
     valid = run(command, "recipe", "validate", "int8", cwd=tmp_path)
-    assert valid == "int8 is valid: export-onnx, simplify, fuse-graph, quantize-dynamic\n"
+    assert valid == "int8 is valid: export-onnx, simplify, fuse-before, quantize-dynamic, fuse-after, tune-session\n"
 
 
 def test_the_installed_command_answers_from_anywhere(environment: Path, tmp_path: Path) -> None:

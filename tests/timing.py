@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,4 +110,26 @@ class Stopwatch:
         for place in ("stopwatch", "context"):
             monkeypatch.setattr(f"optkit.pipeline.{place}.time_candidates", self)
         monkeypatch.setattr("optkit.pipeline.stopwatch.call_seconds", self.call_seconds)
+        return self
+
+
+class Speeds:
+    """Stands for ``time_candidates`` of passes that choose by time: a call takes as long as ``milliseconds`` says."""
+
+    def __init__(self, milliseconds: Callable[[Any], float], *, width: float = 0.005) -> None:
+        self.milliseconds, self.width = milliseconds, width
+        self.asked: list[list[Any]] = []
+        """The models of each measurement."""
+        self.rules: list[Rules] = []
+
+    def __call__(self, job: Any, candidates: Sequence[Any], rules: Rules) -> list[Measured]:
+        models = [model for model, _ in candidates]
+        self.asked.append(models)
+        self.rules.append(rules)
+        base = self.milliseconds(models[0])
+        return [measured(base / self.milliseconds(model), width=self.width) for model in models]
+
+    def installed(self, monkeypatch: pytest.MonkeyPatch) -> Speeds:
+        """In the place of the real one."""
+        monkeypatch.setattr("optkit.pipeline.context.time_candidates", self)
         return self

@@ -10,8 +10,8 @@ from typing import Any
 
 import optkit
 from benchmarks import venvs
+from benchmarks.artefacts import SAMPLES, samples_digest, save_samples
 from benchmarks.makers.command import NOTE, note_if_unquantized, product, require, run
-from benchmarks.makers.openvino_ import SAMPLES, digest, save_samples
 from benchmarks.subjects import Product, Subject
 
 PEER = "Olive"
@@ -71,7 +71,12 @@ def _static(subject: Subject, folder: Path) -> Product:
     label, samples = "Olive static int8", (subject.calibration or ())[:SAMPLES]
     if not samples:
         return Product(label, PEER, None, "onnxruntime", failed="no calibration data")
-    key = (*_key(subject.baseline), digest(samples), SCRIPT.read_text(), json.dumps(workflow(Path(), Path(), Path())))
+    key = (
+        *_key(subject.baseline),
+        samples_digest(samples),
+        SCRIPT.read_text(),
+        json.dumps(workflow(Path(), Path(), Path())),
+    )
     note = f"olive run, OnnxStaticQuantization with its defaults, {len(samples)} samples"
     return product(label, PEER, folder, "olive-static", key, partial(_run_static, subject, samples), note)
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 import optkit
 from benchmarks import venvs
-from benchmarks.artefacts import made, reason
-from benchmarks.subjects import Arrays, Product, Subject
+from benchmarks.artefacts import SAMPLES, made, reason, samples_digest, save_samples
+from benchmarks.subjects import Product, Subject
 from optkit.runner.openvino import PRECISION
 
 PEER = "OpenVINO"
 SCRIPT = venvs.HERE / "nncf_quantize.py"
-SAMPLES = 300
-"""Most samples of calibration: NNCF's own default."""
 
 
 def products(subject: Subject, folder: Path) -> list[Product]:
@@ -44,7 +40,7 @@ def _nncf(subject: Subject, folder: Path) -> Product:
         optkit.Model.open(subject.baseline).digest,
         SCRIPT.read_text(),
         venvs.requirements("nncf").read_text(),
-        digest(samples),
+        samples_digest(samples),
         kind,
     )
     try:
@@ -53,21 +49,3 @@ def _nncf(subject: Subject, folder: Path) -> Product:
         return Product(label, PEER, None, "openvino", failed=reason(error))
     note = f"nncf.quantize, preset performance (default), model_type {kind}, {len(samples)} samples"
     return Product(label, PEER, place / "model.xml", "openvino", {}, seconds, note)
-
-
-def save_samples(path: Path, samples: tuple[Arrays, ...]) -> Path:
-    """All samples in one .npz: ``INDEX/INPUT`` -> array."""
-    np.savez(path, **{f"{index}/{name}": array for index, one in enumerate(samples) for name, array in one.items()})
-    return path
-
-
-def digest(samples: tuple[Arrays, ...]) -> str:
-    """Of names, shapes and values."""
-    import hashlib
-
-    total = hashlib.sha256()
-    for one in samples:
-        for name, array in sorted(one.items()):
-            total.update(f"{name} {array.dtype} {array.shape}".encode())
-            total.update(np.ascontiguousarray(array))
-    return total.hexdigest()

@@ -16,11 +16,14 @@ import optkit
 from benchmarks.makers.command import product, run
 from benchmarks.subjects import Product, Subject
 from optkit.evaluate.limits import AGREEMENT, COSINE, EXACT_MAX_ERROR
+from optkit.model.machine import fingerprint
+from optkit.model.target import Target
 
 PEER = "optkit"
 RECIPES = ("fp32", "int8", "int8-static")
-ROOMS = ("model", "data", "passes", "runner", "evaluate", "recipe", "pipeline")
-LOOSE = ("--limit", "cosine=-1", "--limit", "agreement=0", "--limit", "max_error=1e9")
+ROOMS = ("model", "data", "passes", "runner", "recipe", "pipeline")
+LIMITS = ("cosine=-1", "agreement=0", "max_error=1e9", "speedup=null")
+LOOSE = tuple(word for limit in LIMITS for word in ("--limit", limit))
 """Limits that everything holds: here a result is measured, not judged; ``refused`` says what the defaults would do."""
 LOSSY = {"cosine": COSINE, "agreement": AGREEMENT}
 EXACT = "fp32"
@@ -34,8 +37,9 @@ def products(subject: Subject, folder: Path) -> list[Product]:
 
 def _made(subject: Subject, folder: Path, recipe: str) -> Product:
     data = [(split, _content(path)) for split, path in sorted(subject.data.items())]
-    key = (subject.opened().digest, subject.signature, recipe, _source(), data)
-    note = f"optkit optimize --recipe {recipe} --no-bench"
+    sizes = shapes(subject)
+    key = (subject.opened().digest, subject.signature, recipe, _source(), data, sizes, fingerprint(Target()))
+    note = f"optkit optimize --recipe {recipe}, its choices timed at {sizes}"
     found = product(
         f"optkit {recipe}", PEER, folder, f"optkit-{recipe}", key, partial(_optimize, subject, recipe), note
     )
@@ -53,10 +57,19 @@ def _optimize(subject: Subject, recipe: str, place: Path) -> None:
     given += ["--signature", subject.signature] if subject.signature else []
     for split, path in subject.data.items():
         given += ["--data", f"{split}={path}"]
+    given += ["--set", f"target.shapes={json.dumps(shapes(subject))}"]
     command = [sys.executable, "-m", "optkit", "optimize", subject.model, "--recipe", recipe, *given, *LOOSE]
     cache = place / "cache"  # of its own: what the recipes share would make the second one look quick
-    run([*command, "-o", place / "bundle", "--force", "--no-bench"], place, OPTKIT_CACHE=str(cache))
+    run([*command, "-o", place / "bundle", "--force"], place, OPTKIT_CACHE=str(cache))
     shutil.rmtree(cache)
+
+
+def shapes(subject: Subject) -> dict[str, int]:
+    """Sizes of the dynamic dimensions at the last point: what a user would say of the inputs to expect."""
+    feeds = subject.feeds(subject.points[-1])[0]
+    inputs = optkit.Model.open(subject.baseline).signature.inputs
+    pairs = (pair for spec in inputs for pair in zip(spec.shape or (), feeds[spec.name].shape, strict=False))
+    return {dim: size for dim, size in pairs if isinstance(dim, str)}
 
 
 def refused(limits: Sequence[Mapping[str, Any]], exact: bool) -> str:

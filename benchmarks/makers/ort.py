@@ -9,8 +9,8 @@ from pathlib import Path
 
 import optkit
 from benchmarks import venvs
+from benchmarks.artefacts import SAMPLES, samples_digest, save_samples
 from benchmarks.makers.command import note_if_unquantized, product, require, run
-from benchmarks.makers.openvino_ import SAMPLES, digest, save_samples
 from benchmarks.subjects import Product, Subject
 
 PEER = "onnxruntime"
@@ -36,7 +36,7 @@ def _made(subject: Subject, folder: Path, kind: str) -> Product:
             return Product(label, PEER, None, "onnxruntime", failed="no calibration data")
         note += f", {len(samples)} samples"
     versions = [version(name) for name in ("onnxruntime", "onnx", "onnxscript")]
-    key = (optkit.Model.open(subject.baseline).digest, kind, SCRIPT.read_text(), versions, digest(samples))
+    key = (optkit.Model.open(subject.baseline).digest, kind, SCRIPT.read_text(), versions, samples_digest(samples))
     make = partial(_quantize, subject, kind, samples)
     return product(label, PEER, folder, f"ort-{kind}", key, make, note)
 

@@ -3,14 +3,14 @@
 Noise has two levels. Blocks of one round differ by what else the machine does, which more rounds average away. And
 one and the same file runs up to 2 % faster in one process than in another for as long as they live, because their
 memory lies elsewhere; only more processes average that away (Kalibera and Jones, "Rigorous benchmarking in reasonable
-time", ISMM 2013). So there are several launches, the estimate is the mean of theirs, and its interval comes from the
-bootstrap (Efron 1979) over both levels.
+time", ISMM 2013). So there are several launches, and the estimate is the mean of theirs.
 
-Few launches say little about how far launches differ, and one says nothing. What is known of that beforehand
-(``SPREAD``), or what these launches show, where that is more, is added to every resample as noise of the launches' mean
-(a smoothed bootstrap). This assumes that launches differ normally: with a deviation of twice ``SPREAD`` a 99 % interval
-of 3 launches held the truth 97 times of 100, of 5 launches 98 times. One launch has to believe in ``SPREAD``: there it
-was 82 times.
+The interval comes from resampling both levels. Rounds are drawn anew from those seen (the bootstrap, Efron 1979). Of
+launches there are too few for that: their mean is moved by draws of Student's t instead. Its deviation is that of the
+launches seen, moderated by what is known beforehand (``SPREAD``, which counts as much as ``PRIOR`` further launches;
+Smyth, "Linear models and empirical Bayes methods", SAGMB 2004). It assumes that launches differ normally: with a
+deviation of twice ``SPREAD`` a 99 % interval of 3 or 5 launches holds the truth 96 times of 100, where launches differ
+by ``SPREAD`` 99 times.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from optkit.model.manifest import Ratio
 Times = NDArray[np.float64]
 
 SPREAD = 0.007
-"""Standard deviation over launches of the ratio of two processes with the same file, as a share: the least that is
-assumed."""
+"""Standard deviation over launches of the ratio of two processes with the same file, as a share: what is assumed
+before any launch is seen."""
+PRIOR = 4
+"""How many launches that assumption is worth, beyond the first one."""
 RESAMPLES = 2000
 """Bootstrap resamples of an interval."""
 
@@ -75,23 +77,24 @@ def interval(launches: Sequence[Times], *, confidence: float, spread: float = SP
     Args:
         launches: per launch, values of its rounds (log ratios, float64[rounds]).
         confidence: of the interval.
-        spread: see ``SPREAD``; 0 asks for what these values alone say.
+        spread: see ``SPREAD``; 0 asks for what the rounds alone say, whatever the launches.
     """
     random = np.random.default_rng(0)
     count = len(launches)
-    medians = np.stack([_medians(values, random) for values in launches], axis=1)
-    drawn = np.take_along_axis(medians, random.integers(0, count, size=(RESAMPLES, count)), axis=1)
-    known = max(spread, _deviation(launches)) if spread else 0.0
-    means = drawn.mean(axis=1) + random.normal(0, known / np.sqrt(count), RESAMPLES)
-    low, high = np.percentile(means, [50 * (1 - confidence), 50 * (1 + confidence)])
+    means = np.mean([_medians(values, random) for values in launches], axis=0)
+    freedom = PRIOR + count - 1
+    moved = random.standard_t(freedom, RESAMPLES) * _deviation(launches, spread) / np.sqrt(count)
+    low, high = np.percentile(means + moved, [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(low), float(high)
 
 
-def _deviation(launches: Sequence[Times]) -> float:
-    """Standard deviation of the launches' medians, the larger the fewer they are, as a few show too little of it."""
-    count = len(launches)
+def _deviation(launches: Sequence[Times], spread: float) -> float:
+    """Standard deviation of launches: of these ones' medians, moderated by ``spread``; 0 where that is 0."""
+    if not spread:
+        return 0.0
     medians = [np.median(values) for values in launches]
-    return float(np.std(medians, ddof=1)) * (1 + 1 / (count - 1) ** 2) if count > 1 else 0.0
+    squares = PRIOR * spread**2 + len(medians) * np.var(medians)
+    return float(np.sqrt(squares / (PRIOR + len(medians) - 1)))
 
 
 def median_error(values: Times) -> float:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from optkit.bench.peaks import bandwidth
 from optkit.bench.profile import NodeProfile, Profiled
-from optkit.bench.profile_facts import NodeFacts, OperatorFacts, Peaks, Rate
+from optkit.bench.profile_facts import ModelProfile, NodeFacts, OperatorFacts, Peaks, Rate
 from optkit.bench.work import Tensor, Work
 
 Limit = Literal["arithmetic", "memory", ""]
@@ -48,6 +48,41 @@ def analyse(profiled: Profiled, peaks: Peaks | None) -> Analysis:
         nodes_ms=total * 1e3,
         scale=scale,
         gain_ms=sum(gains) if gains else None,
+    )
+
+
+def model_profile(
+    found: Profiled,
+    peaks: Peaks | None,
+    *,
+    label: str,
+    path: str,
+    kind: str,
+    provider: str,
+    digest: str,
+    size_bytes: int,
+) -> ModelProfile:
+    """The facts about one model, see ``ModelProfile``: what the profiler found, weighed, and what the model is."""
+    seen = analyse(found, peaks)
+    return ModelProfile(
+        label=label,
+        path=path,
+        kind=kind,
+        engine=found.engine,
+        version=found.version,
+        provider=provider,
+        digest=digest,
+        size_bytes=size_bytes,
+        latency_ms=found.plain_s * 1e3,
+        calls=len(found.plain_times),
+        profiled_ms=found.profiled_s * 1e3,
+        profiled_calls=found.profiled_calls,
+        nodes_ms=seen.nodes_ms,
+        profiler_us=found.cost_s * 1e6,
+        scale=seen.scale,
+        nodes=seen.nodes,
+        operators=seen.operators,
+        gain_ms=seen.gain_ms,
     )
 
 

@@ -10,7 +10,7 @@ import typer
 from optkit.cli import options as shared
 from optkit.cli.door import answer
 from optkit.cli.reports import report_writer
-from optkit.cli.words import parse_counts, parse_dims, parse_entries, parse_load
+from optkit.cli.words import parse_counts, parse_dims, parse_entries, parse_load, parse_rules
 
 
 def bench(
@@ -42,28 +42,28 @@ def bench(
 
     ENGINE after MODEL: eager or compile (torch), openvino, or an execution provider of onnxruntime.
     """
-    asked: dict[str, Any] = {"budget_s": budget, "precision": precision, "margin": margin, "launches": launches}
-    asked["seed"] = seed
+    rules = parse_rules(locals())
 
     def work() -> Any:
         from optkit.bench.measure import Rules
-        from optkit.cli.render import progress
+        from optkit.cli.progress import bar
         from optkit.pipeline.bench import Load, bench
         from optkit.pipeline.candidates import About
 
-        offered, entries = parse_load(load, load_seconds), parse_entries(session or ())
-        with progress() as watch:
+        about = About(factory, signature, trust_pickle, provider, parse_entries(session or ()))
+        offered = parse_load(load, load_seconds)
+        with bar() as watch:
             return bench(
                 models,
                 inputs=inputs,
                 data=data,
                 dims=parse_dims(dims or ()),
                 threads=parse_counts("--threads", threads or ()),
-                rules=Rules(**{name: value for name, value in asked.items() if value is not None}),
+                rules=Rules(**rules),
                 noise_floor=noise_floor,
-                load=None if offered is None else Load(**offered),
+                load=Load(**offered) if offered else None,
                 samples=samples and json,
-                about=About(factory, signature, trust_pickle, provider, entries),
+                about=about,
                 watch=watch,
             )
 
@@ -72,11 +72,10 @@ def bench(
 
         show_bench(facts)
 
-    writer = report_writer("optkit bench", None, markdown, _words)
-    answer("bench", json, work, show, show_missed=show, on_end=writer)
+    def words(facts: Any) -> str:
+        from optkit.report.bench import bench_markdown
 
+        return bench_markdown(facts)
 
-def _words(facts: Any) -> str:
-    from optkit.report.bench import bench_markdown
-
-    return bench_markdown(facts)
+    on_end = report_writer("optkit bench", None, markdown, words)
+    answer("bench", json, work, show, show_missed=show, on_end=on_end, remind=True)

@@ -50,4 +50,4 @@ def check(
 
     suite = f"optkit check {result.name}"
     writer = report_writer(suite, junit, markdown, words)
-    answer("check", json, work, show, show_missed=show, on_end=writer)
+    answer("check", json, work, show, show_missed=show, on_end=writer, remind=True)

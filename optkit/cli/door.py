@@ -31,6 +31,7 @@ def answer(
     *,
     show_missed: Callable[[Any], None] | None = None,
     on_end: Callable[[T | None, BaseException | None], None] | None = None,
+    remind: bool = False,
 ) -> None:
     """Do the work, then print its result for people or as JSON; on failure the error, and leave with its exit code.
 
@@ -41,6 +42,7 @@ def answer(
         show: prints the result for people.
         show_missed: prints the facts that come with a missed limit.
         on_end: writes report files, from the result or the error; called in both cases.
+        remind: tell the facts' notes on stderr too, where the result goes past whoever sits at the terminal.
     """
     signal.signal(signal.SIGTERM, _end)
     result, failure = _attempt(work)
@@ -67,9 +69,18 @@ def answer(
             fix="free some space, or send it somewhere else",
         )
         silence()
+    if remind and (as_json or not sys.stdout.isatty()):
+        _remind(facts if result is None else result)
     if failure is not None:
         tell(failure)
         raise typer.Exit(exit_code(failure))
+
+
+def _remind(facts: object) -> None:
+    """The notes of facts, or of an answer that has them as its ``facts`` and ``verdict``."""
+    parts = (facts, getattr(facts, "facts", None), getattr(facts, "verdict", None))
+    for note in dict.fromkeys(note for part in parts for note in getattr(part, "notes", ())):
+        typer.echo(f"note: {note}", err=True)
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:

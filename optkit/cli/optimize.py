@@ -46,13 +46,13 @@ def optimize(
     asked = shared.given(locals())
 
     def work() -> Any:
-        from optkit.cli.render import progress
+        from optkit.cli.progress import bar
         from optkit.pipeline.optimize import execute
         from optkit.pipeline.plan import default_output, make_plan
         from optkit.pipeline.steps import Policy
         from optkit.recipe.recipe import Recipe
 
-        with progress() as watch:
+        with bar() as watch:
             policy = Policy(strict=strict, bench=bench, remeasure=remeasure, watch=watch)
             watch("planning", 0, 0)
             chosen = Recipe.load(recipe, sets or ())

@@ -43,6 +43,7 @@ def show_pass(name: Annotated[str, typer.Argument(help="A pass's name.")], json:
 
     def show(facts: Any) -> None:
         from optkit.cli.render import console, show_table
+        from optkit.recipe.schema import frame_line
         from optkit.report.tables import Table
 
         out = console()
@@ -50,6 +51,7 @@ def show_pass(name: Annotated[str, typer.Argument(help="A pass's name.")], json:
         out.print(facts["title"] + ("\n\n" + facts["text"] if facts["text"] else ""), markup=False)
         rows = tuple((k, o["type"], str(o["default"]), o["text"]) for k, o in facts["options"].items())
         show_table(out, Table("", ("option", "type", "default", ""), rows))
+        out.print(frame_line(), markup=False)
 
     answer("passes show", json, work, show)
 

@@ -9,14 +9,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A function ``(what, done, total)`` that moves the bar; it does nothing where stderr is no terminal."""
+    """A function ``(what, done, total)`` that moves the bar; it does nothing where stderr is no terminal.
+
+    A total of 0 is not known: the bar then only shows that something runs.
+    """
     if not sys.stderr.isatty():
         yield lambda _what, _done, _total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("starting", total=None)
 

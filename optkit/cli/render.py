@@ -1,16 +1,15 @@
-"""Facts on a terminal: tables, colours, progress. Results go to stdout, progress to stderr."""
+"""Facts on a terminal: tables and colours, on stdout."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from optkit.report.decisions import decisions_table, others_line
 from optkit.report.run import RunFacts, run_lines, run_tables
 from optkit.report.tables import (
     Table,
@@ -52,16 +51,29 @@ def show_table(out: Console, table: Table) -> None:
     """One table, whose cells wrap between words; where not even these fit, a paragraph for each row."""
     if not table.rows:
         return
-    widths = [_needed(cells) for cells in zip(table.heads, *table.rows, strict=True)]
-    if sum(widths) + 3 * len(widths) + 1 > out.width:
+    columns = list(zip(table.heads, *table.rows, strict=True))
+    room = out.width - 3 * len(columns) - 1
+    if sum(map(_needed, columns)) > room:
         _show_paragraphs(out, table)
         return
     rich = RichTable(title=table.title or None, title_justify="left", title_style="bold")
-    for index, (head, width) in enumerate(zip(table.heads, widths, strict=True)):
-        rich.add_column(escape(head), overflow="fold", justify="left" if index == 0 else "default", min_width=width)
+    for index, (head, width) in enumerate(zip(table.heads, _widths(columns, room), strict=True)):
+        rich.add_column(escape(head), overflow="fold", justify="left" if index == 0 else "default", width=width)
     for index, row in enumerate(table.rows):
         rich.add_row(*(_cell(cell) for cell in row), end_section=index in table.rules)
     out.print(rich)
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Width of each column: what it needs, and of what is left as much as it wants, the most modest ones first."""
+    widths = [_needed(cells) for cells in columns]
+    wanted = [max(map(len, cells)) - width for cells, width in zip(columns, widths, strict=True)]
+    left = room - sum(widths)
+    for rank, index in enumerate(sorted(range(len(columns)), key=wanted.__getitem__)):
+        share = min(wanted[index], left // (len(columns) - rank))
+        widths[index] += share
+        left -= share
+    return widths
 
 
 def _needed(cells: Sequence[str]) -> int:
@@ -96,6 +108,9 @@ def show_manifest(manifest: Manifest) -> None:
             say(out, f"{escape(step.id)}: {escape(note)}")
     for line in timing_lines(manifest):
         say(out, escape(line))
+    show_table(out, decisions_table(manifest, gains=True))
+    if others := others_line(manifest):
+        say(out, others)
     show_limits(out, manifest.verdict)
     if manifest.output and manifest.verdict.held:
         say(out, f"Written: [bold]{escape(manifest.output)}[/]")
@@ -143,6 +158,8 @@ def show_verdict(verdict: Verdict) -> None:
             f"smallest provable on {metric.samples}: {metric.smallest_provable:.4f})",
         )
     show_limits(out, verdict)
+    for note in verdict.notes:
+        say(out, f"[yellow]Note:[/] {escape(note)}")
 
 
 def show_run(facts: RunFacts, verdict: Verdict | None) -> None:
@@ -154,19 +171,3 @@ def show_run(facts: RunFacts, verdict: Verdict | None) -> None:
         out.print(line, markup=False)
     if verdict is not None:
         show_verdict(verdict)
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A status line on stderr while something runs; silent where stderr is no terminal."""
-    from optkit.pipeline.context import silent
-
-    if not sys.stderr.isatty():
-        yield silent
-        return
-    with Console(stderr=True).status("starting") as status:
-
-        def watch(what: str, done: int, total: int) -> None:
-            status.update(f"{what} ({done}/{total})" if total else what)
-
-        yield watch

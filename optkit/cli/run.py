@@ -57,4 +57,4 @@ def run(
 
         show_verdict(verdict)
 
-    answer("run", json, work, show, show_missed=show_missed)
+    answer("run", json, work, show, show_missed=show_missed, remind=True)

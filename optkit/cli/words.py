@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from optkit.errors import UsageError
+
+RULES = {"budget": "budget_s", **{name: name for name in ("precision", "margin", "launches", "seed")}}
+"""Option -> what it is called in ``optkit.bench.measure.Rules``."""
 
 
 def parse_dims(words: Iterable[str]) -> dict[str, list[int]]:
@@ -44,6 +48,11 @@ def parse_counts(option: str, words: Iterable[str]) -> list[int]:
         UsageError: an entry is not of that form.
     """
     return [count for word in words for count in _counts(option, word, word, "1,2")]
+
+
+def parse_rules(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a verb's arguments, as its ``locals()`` has them first thing, the ``RULES`` that were given."""
+    return {RULES[name]: value for name, value in arguments.items() if name in RULES and value is not None}
 
 
 def parse_load(word: str | None, seconds: float | None) -> dict[str, float] | None:
@@ -86,7 +95,7 @@ def parse_entries(words: Iterable[str]) -> dict[str, str]:
         if not key.strip() or not equals:
             raise UsageError(
                 f"--session {word}: that is no entry.",
-                expected="KEY=VALUE, as onnxruntime's session config entries are written",
+                expected="KEY=VALUE: a session config entry of onnxruntime, or a property of its SessionOptions",
                 fix="write --session session.intra_op.allow_spinning=0",
             )
     keys = [key.strip() for key, _, _ in pairs.values()]

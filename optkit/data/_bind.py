@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from optkit.model.signature import Signature, TensorSpec
 
 _USUAL_RAW = ("text", "sentence", "image", "file")
 """Column names that are taken for raw text or images when several are left."""
+_NAMELESS = "arr_0"
+_KINDS = ("mask", "type_id", "position_id", "pixel|image", "audio|wave|speech", "input_id|token")
+"""Patterns of names that say what an array holds; the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,19 @@ class Binding:
     feeds: tuple[Feed, ...]
     constants: Mapping[str, str]
     """Input -> column."""
+
+
+def told(source: DataSource, reader: Reader, binding: Binding) -> str:
+    """The source for people, with the array that was taken for an input although it is called otherwise.
+
+    The name that ``numpy.savez`` gives to an array without one says nothing, and so is not told.
+    """
+    fed = [(feed.spec.name, feed.columns[0]) for feed in binding.feeds if isinstance(feed, TensorFeed)]
+    guessed = [(name, column) for name, column in fed if column not in (name, _NAMELESS) and name not in source.columns]
+    if reader.parsed or not guessed:
+        return source.source
+    name, column = guessed[0]
+    return f"{source.source}, whose array '{column}' is taken for the input '{name}'"
 
 
 def named_column(reader: Reader, name: str, key: str) -> str:
@@ -206,9 +223,16 @@ class _Binder:
             return _split(self.reader, self.source.columns[spec.name])
         if spec.name in self.reader.columns:
             return (spec.name,)
-        if len(self._names) == 1 and self._free and (len(self._free) == 1 or self.reader.parsed):
+        several = len(self._free) > 1 and self.reader.parsed
+        alone = len(self._free) == 1 and not self._is_another(self._free[0], spec.name)
+        if len(self._names) == 1 and (alone or several):
             return tuple(self._free)
         raise self._mismatch(spec.name)
+
+    def _is_another(self, column: str, name: str) -> bool:
+        """Whether a column is called as an output of the model, or as an input of another kind than ``name``."""
+        kinds = [next((kind for kind in _KINDS if re.search(kind, text.lower())), "") for text in (column, name)]
+        return column in {spec.name for spec in self.signature.outputs} or ("" not in kinds and kinds[0] != kinds[1])
 
     def _refuse_raw(self, spec: TensorSpec) -> None:
         """Images need an entry that says how they become numbers."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optkit.data._bind import Binding, bind, group_column, label_column
+from optkit.data._bind import Binding, bind, group_column, label_column, told
 from optkit.data._feed import constant_input, sample_axes
 from optkit.data._function import first_item, open_function
 from optkit.data._images import ENDINGS, ImageReader, image_files, open_images
@@ -50,6 +50,7 @@ def open_dataset(
     preprocess: Mapping[str, Mapping[str, object]],
     assets_dir: Path | None,
     allow_code: bool,
+    rows: int | None = None,
 ) -> Dataset:
     """The samples of a source, fed to the inputs of a model. The first batch is read, so that misfits show here.
 
@@ -61,6 +62,7 @@ def open_dataset(
         preprocess: input name -> entry, as in a recipe.
         assets_dir: the folder that paths in ``preprocess`` count from; None = ``base``.
         allow_code: whether the source may be a function; only if a flag or a recipe named it.
+        rows: samples in every batch, as if the model had that batch size fixed.
 
     Raises:
         DataError: missing, of an unknown format, empty, or it does not fit the model.
@@ -85,7 +87,8 @@ def open_dataset(
         folder=path if path.is_dir() else path.parent,
         assets=assets_dir or base,
     )
-    dataset = _assemble(split, source, reader, signature, binding, first=kind == "function")
+    fixed = rows or signature.fixed_batch()
+    dataset = _assemble(split, source, reader, signature, binding, first=kind == "function", fixed=fixed)
     next(dataset.batches())
     return as_dataset(dataset)
 
@@ -239,7 +242,14 @@ def _item_size(item: Arrays, source: DataSource, signature: Signature) -> int:
 
 
 def _assemble(
-    split: str, source: DataSource, reader: Reader, signature: Signature, binding: Binding, *, first: bool
+    split: str,
+    source: DataSource,
+    reader: Reader,
+    signature: Signature,
+    binding: Binding,
+    *,
+    first: bool,
+    fixed: int | None,
 ) -> Samples:
     """The dataset, once it is known what feeds what."""
     labels, groups = label_column(reader, source, signature), group_column(reader, source)
@@ -247,11 +257,10 @@ def _assemble(
         reader = replace(reader, single=True)
     reader = _bound(reader, binding, [name for name in (labels, groups) if name is not None])
     indices = _draw(reader, source, first=first)
-    fixed = signature.fixed_batch()
     kept, places = _narrowed(reader, indices)
     return Samples(
         split=split,
-        source=source.source,
+        source=told(source, reader, binding),
         batch=1 if signature.one_sample else fixed or source.batch,
         reader=kept,
         feeds=binding.feeds,

@@ -33,6 +33,7 @@ def synthetic(
     count: int = 16,
     batch: int = 8,
     seed: int = 0,
+    rows: int | None = None,
 ) -> Dataset:
     """Made-up samples: floats standard normal, ids in [0, 100), uint8 in [0, 256), masks all ones, positions counting.
 
@@ -44,13 +45,14 @@ def synthetic(
         count: samples; at least one batch is made.
         batch: samples per batch; a model's fixed batch size overrides it, and 1 where one call is one sample.
         seed: of the random numbers.
+        rows: samples in every batch, as if the model had that batch size fixed.
 
     Raises:
         DataError: an input's rank or dtype is not known.
     """
     led = signature.one_sample
     axes = dict.fromkeys((spec.name for spec in signature.inputs), 0) if led else sample_axes(signature)
-    fixed = signature.fixed_batch()
+    fixed = rows or signature.fixed_batch()
     batch = 1 if led else fixed or _stated_batch(signature, axes, shapes) or batch
     count = max(count, batch)
     rng = np.random.default_rng(seed)

@@ -10,22 +10,18 @@ Where the original has a common offset, cosine and SQNR are those of the values 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import hypot, inf, log10, sqrt
+from math import hypot, inf, isfinite, log10, sqrt
 
 import numpy as np
 
 from optkit.data.dataset import Array, Batch
 from optkit.errors import DataError
 from optkit.evaluate.agreement import ClassScores
-from optkit.evaluate.rows import Float64, Mask, OutputOptions, dtype_name, find_mask, is_float, select
+from optkit.evaluate.rows import Float64, Mask, OutputOptions, Piece, dtype_name, find_mask, is_float, pieces
 from optkit.model.manifest import OutputFidelity
 
 OFFSET = 3.0
 """Standard deviations that the original's mean must be away from 0 to be taken off before cosine and SQNR."""
-
-BLOCK = 1 << 18
-"""Elements compared at once: bounds the memory of the float64 copies, and keeps them in the CPU's cache."""
 
 CONSTANT = 1e-6
 """An original whose standard deviation is below this share of its RMS is constant up to float32 noise."""
@@ -132,16 +128,13 @@ class Fidelity:
             self._equal += int(np.count_nonzero(same if mask is None else same[mask]))
             self._compared += same.size if mask is None else same[mask].size
             return
-        width = max(1, original[:1].size)
-        for rows in _blocks(len(original), max(1, BLOCK // width)):
-            part = None if mask is None else mask[rows]
-            a, used = select(original[rows], part, self._options)
-            b, _ = select(result[rows], part, self._options)
-            labels = None if batch.labels is None else batch.labels[rows]
-            pooled = original.ndim - 1 if self._options.pool else original.ndim
-            if self._classes.may_be(original.shape[-1] if original.ndim else 1, pooled):
-                self._classes.update(a, b, used, labels, original.shape[-1])
-            self._numbers.update(a, b, used, self.rows + rows.start)
+        classes = original.shape[-1]
+        scores = self._classes.may_be(classes, original.ndim - 1 if self._options.pool else original.ndim)
+        for piece in pieces(original, result, mask, self._options):
+            if scores:
+                labels = None if batch.labels is None else batch.labels[piece.row : piece.row + len(piece.a)]
+                self._classes.update(piece.a, piece.b, piece.used, labels, classes)
+            self._numbers.update(piece, self.rows)
 
     def result(self) -> OutputFidelity:
         """The figures over all batches so far."""
@@ -157,10 +150,6 @@ class Fidelity:
         return "; ".join([*pooled, *self._notes, *more])
 
 
-def _blocks(rows: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
-
-
 class _Numbers:
     """Errors, cosines, moments and non-finite values of the rows of one float output."""
 
@@ -173,16 +162,19 @@ class _Numbers:
         self._shift: float | None = None
         """Taken off both before the sums, so that these keep their digits next to an offset."""
         self._sums: list[Float64] = []
-        """[7, n] a block: see ``_row_sums``."""
+        """[7, n] a block of rows: see ``_row_sums``."""
+        self._rows = 0
+        """That have sums by now."""
         self._width = 0
         self._excluded = 0
         self._first: dict[str, tuple[int, int]] = {}
         """Kind of non-finite difference -> (first sample, number of values)."""
 
-    def update(self, a: Float64, b: Float64, used: Mask | None, first_row: int) -> None:
-        """Add rows: original and result float64[n, width], and what of them counts."""
-        self._width = max(self._width, a.shape[1])
-        a, b, used = self._finite(a, b, used, first_row)
+    def update(self, piece: Piece, before: int) -> None:
+        """Add rows, or a part of the last one; ``before`` is how many rows there were before the batch."""
+        row = before + piece.row
+        self._width = max(self._width, piece.width)
+        a, b, used = self._finite(piece.a, piece.b, piece.used, row)
         error = b - a
         absolute = np.abs(error)
         self._max = max(self._max, float(absolute.max(initial=0.0)))
@@ -191,10 +183,19 @@ class _Numbers:
         if self._shift is None and self._count:
             far = abs(self._mean) > OFFSET * sqrt(self._moment / self._count)
             self._shift = self._mean if far else 0.0
-        self._sums.append(_row_sums(a, b, used, self._shift or 0.0))
+        self._keep(_row_sums(a, b, error, used, self._shift or 0.0), row)
+
+    def _keep(self, sums: Float64, row: int) -> None:
+        if row < self._rows:
+            self._sums[-1][:, -1:] += sums
+        else:
+            self._sums.append(sums)
+            self._rows = row + sums.shape[1]
 
     def _finite(self, a: Float64, b: Float64, used: Mask | None, first: int) -> tuple[Float64, Float64, Mask | None]:
         """Both with zeros where they are masked or not finite, and what is left."""
+        if used is None and isfinite(float(np.einsum("ij,ij->", a, b))):
+            return a, b, None
         finite = np.isfinite(a) & np.isfinite(b)
         if not finite.all():
             counted = finite if used is None else used & finite
@@ -298,9 +299,9 @@ class _Numbers:
         ]
 
 
-def _row_sums(a: Float64, b: Float64, used: Mask | None, shift: float) -> Float64:
+def _row_sums(a: Float64, b: Float64, error: Float64, used: Mask | None, shift: float) -> Float64:
     """[7, n]: each row's sums of a², b², a·b, error², a, b and 1, with ``shift`` taken off a and b."""
-    errors = np.einsum("ij,ij->i", b - a, b - a)
+    errors = np.einsum("ij,ij->i", error, error)
     if shift:
         a, b = (x - shift if used is None else np.where(used, x - shift, 0.0) for x in (a, b))
     counts = np.full(len(a), a.shape[1]) if used is None else used.sum(axis=1)

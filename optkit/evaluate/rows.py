@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from optkit.model.signature import Signature
 Float64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Pool = Literal["mean", "cls", "last"]
+
+BLOCK = 1 << 16
+"""Numbers compared at once: bounds the memory of the float64 copies, and keeps them in the CPU's cache."""
 
 AUTOMATIC_MASK = "attention_mask"
 """The input that masks outputs of rank 3 and more by itself, where it shares their first two axes."""
@@ -111,6 +115,52 @@ def pool_rows(values: Float64, mask: Mask | None, how: Pool) -> Float64:
     at = kept.argmax(axis=1) if how == "cls" else kept.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)
     picked: Float64 = values[np.arange(len(values)), at]
     return picked
+
+
+class Piece(NamedTuple):
+    """Some rows of both outputs, or a part of one row where a row is larger than a block."""
+
+    row: int
+    """The first row, or the one that this is a part of; the parts of a row follow each other."""
+    a: Float64
+    """The original, float64[n, numbers]."""
+    b: Float64
+    """The result, of the same shape."""
+    used: Mask | None
+    """bool[n, numbers]: what counts; None = all of it."""
+    width: int
+    """Numbers in a whole row, masked ones included."""
+
+
+def pieces(original: Array, result: Array, mask: Mask | None, options: OutputOptions) -> Iterator[Piece]:
+    """Two float outputs [n, ...] of one shape, piece by piece; ``mask`` is bool[n, seq].
+
+    The last axis is never cut. A row that is pooled is never cut either, so that one is copied as a whole.
+    """
+    size = max(1, original[:1].size)
+    if size > BLOCK and original.ndim > 2 and options.pool is None:
+        for row in range(len(original)):
+            parts = _parts(original[row], result[row], None if mask is None else mask[row])
+            yield from (Piece(row, a, b, None, size) for a, b in parts)
+        return
+    step = max(1, BLOCK // size)
+    for row in range(0, len(original), step):
+        rows = slice(row, row + step)
+        part = None if mask is None else mask[rows]
+        a, used = select(original[rows], part, options)
+        b, _ = select(result[rows], part, options)
+        yield Piece(row, a, b, used, a.shape[1])
+
+
+def _parts(a: Array, b: Array, kept: Mask | None) -> Iterator[tuple[Float64, Float64]]:
+    """One row [seq, ...] of both as float64[1, numbers], without the positions that are masked; at least one part."""
+    lines = [x.reshape(-1, x.shape[-1]) for x in (a, b)]
+    index = np.arange(len(lines[0])) if kept is None else np.flatnonzero(np.repeat(kept, len(lines[0]) // len(kept)))
+    step = max(1, BLOCK // a.shape[-1])
+    for start in range(0, max(1, len(index)), step):
+        some = index[start : start + step]
+        one, other = (line[some].astype(np.float64).reshape(1, -1) for line in lines)
+        yield one, other
 
 
 def select(array: Array, mask: Mask | None, options: OutputOptions) -> tuple[Float64, Mask | None]:

@@ -17,7 +17,16 @@ import psutil
 
 from optkit.errors import ModelError, OutputError
 
-_PARTS = ("model.onnx", "model.ort", "model.onnx.data", "manifest.json", "recipe.yaml", "report.md", "preprocess.json")
+_PARTS = (
+    "model.onnx",
+    "model.ort",
+    "model.onnx.data",
+    "manifest.json",
+    "recipe.yaml",
+    "report.md",
+    "open_model.py",
+    "preprocess.json",
+)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _FICLONE = 0x40049409
@@ -104,6 +113,7 @@ def _foreign_files(out: Path) -> list[Path]:
         return []
     own = {*(out / name for name in _PARTS), *_data_files(out / "model.onnx")}
     own.update((out / "preprocess").glob("*/tokenizer*.json"))
+    own.update((out / "__pycache__").glob("open_model.*.pyc"))
     return sorted(path for path in out.rglob("*") if not path.is_dir() and path not in own)
 
 

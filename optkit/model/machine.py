@@ -11,8 +11,12 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optkit.model.target import Target
+
+if TYPE_CHECKING:
+    from optkit.model.manifest import Environment
 
 FEATURES = [
     "avx2",
@@ -130,10 +134,50 @@ def fingerprint(target: Target) -> str:
         "memory_bytes": None,  # the kernel's reserve shifts it by a few pages from boot to boot
         "onnxruntime": ort_version(),
         "provider": target.provider,
-        "threads": target.threads or usable_threads(),
+        "threads": target.threads,  # 0 leaves the choice to the model
         "shapes": dict(target.shapes),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def differences(there: Environment, here: Environment) -> list[tuple[str, str]]:
+    """What a timing depends on and the two do not share, as (there, here) in words; nothing that one does not know.
+
+    Processor, its features, GPUs, cores, the cgroup's limit, onnxruntime's version and the provider.
+    """
+    lost = [name for name in there.cpu_features if name not in here.cpu_features]
+    new = [name for name in here.cpu_features if name not in there.cpu_features]
+    pairs = [
+        (there.cpu, here.cpu),
+        (_features(lost, new), _features(new, lost)),
+        (", ".join(there.gpus) or "no GPU", ", ".join(here.gpus) or "no GPU"),
+        (_cores("physical", there.physical_cores), _cores("physical", here.physical_cores)),
+        (_cores("usable", there.affinity), _cores("usable", here.affinity)),
+        (_limit(there), _limit(here)),
+        (_onnxruntime(there), _onnxruntime(here)),
+        (f"provider {there.provider}", f"provider {here.provider}"),
+    ]
+    return [(first, second) for first, second in pairs if first and second and first != second]
+
+
+def _features(has: list[str], lacks: list[str]) -> str:
+    return ", ".join([*has, *(f"no {name}" for name in lacks)])
+
+
+def _cores(kind: str, count: int | None) -> str:
+    return "" if count is None else f"{count} {kind} core{'' if count == 1 else 's'}"
+
+
+def _limit(machine: Environment) -> str:
+    """None is no limit, unless nothing else is known of the cores either."""
+    if machine.cpu_limit is not None:
+        return f"a cgroup limit of {machine.cpu_limit:g}"
+    return "" if machine.physical_cores is None else "no cgroup limit"
+
+
+def _onnxruntime(machine: Environment) -> str:
+    found = machine.packages.get("onnxruntime", "")
+    return found and f"onnxruntime {found}"
 
 
 def ort_version() -> str:

@@ -145,6 +145,8 @@ class Verdict(Fact):
     measured_on: MeasuredOn
     would_pass: dict[str, float] = Field(default_factory=dict)
     """Limit name -> the value that would just have held."""
+    notes: tuple[str, ...] = ()
+    """What else whoever reads it should know, in sentences."""
 
     @property
     def accuracy_held(self) -> bool:
@@ -178,6 +180,23 @@ class Drift(Fact):
     max_error_std: float | None
 
 
+class Decision(Fact):
+    """One choice that a pass made by measuring."""
+
+    what: str
+    """What was chosen or not: a family of fusions, an optimizer left out, a session option with its value."""
+    kept: bool
+    """Whether the result has it."""
+    speedup: float | None = None
+    """Of having it over not having it, all else as it had been chosen by then; None = not measured."""
+    low: float | None = None
+    """Lower end of its interval."""
+    high: float | None = None
+    """Upper end of its interval."""
+    reason: str
+    """Why it was kept or not, in words."""
+
+
 class StepRecord(Fact):
     """One pass of the chain, as it happened."""
 
@@ -194,7 +213,8 @@ class StepRecord(Fact):
     skipped: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
     session: dict[str, str] = Field(default_factory=dict)
-    decisions: tuple[dict[str, Any], ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    """What the pass chose by measuring, on the machine of ``environment``."""
     drift: Drift | None = None
     speedup: Ratio | None = None
     """Against the step before: a COARSE estimate, from one short measurement or two. None = not timed."""
@@ -275,7 +295,8 @@ class Manifest(Fact):
     timing_s: float = 0.0
     """Seconds that all the run's timing took, starting its processes included."""
     session: dict[str, str] = Field(default_factory=dict)
-    """onnxruntime session config entries to open the result with, usable from any language."""
+    """onnxruntime session options to open the result with, usable from any language: config entries, and properties
+    under names without a dot, see ``Model.session``."""
     preprocess: dict[str, dict[str, Any]] = Field(default_factory=dict)
     environment: Environment
     output: str | None = None

@@ -47,7 +47,9 @@ class Model:
     trust_pickle: bool = False
     """True only if the user allowed code inside the file to run."""
     session: Mapping[str, str] = field(default_factory=dict)
-    """onnxruntime session config entries this file wants, as its bundle or passes state them."""
+    """onnxruntime session options this file wants, as its bundle or passes state them: config entries under their own
+    keys (``session.intra_op.allow_spinning``), all of which have a dot; and properties of ``SessionOptions`` under
+    names without one, see ``optkit.runner.session``."""
 
     @classmethod
     def open(

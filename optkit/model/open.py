@@ -10,6 +10,7 @@ from pathlib import Path
 
 from optkit.errors import ModelError, UsageError
 from optkit.model.bundle_facts import read_bundle, read_object
+from optkit.model.foreign import as_text, by_magic, in_zip
 from optkit.model.model import Assets, Form, Kind, Model
 from optkit.model.pickle_file import LEGACY_MAGIC, PickleFacts, look_at_legacy, look_at_zip
 from optkit.model.safetensors_file import looks_like_safetensors, safetensors_keys
@@ -21,15 +22,6 @@ KNOWN = (
     " a Hugging Face folder, or a bundle of optkit"
 )
 """What can be opened, for people."""
-
-_FOREIGN = (
-    (0, b"version https://git-lfs", "a Git LFS pointer, not the model itself", "fetch the model: git lfs pull"),
-    (0, b"GGUF", "a GGUF file (llama.cpp)", "start from the model it was made from"),
-    (0, b"\x89HDF\r\n", "an HDF5 file (Keras)", "convert it with: python -m tf2onnx.convert"),
-    (4, b"TFL3", "a TensorFlow Lite file", "convert it with: python -m tf2onnx.convert --tflite"),
-    (0, b"<?xml", "an XML file (OpenVINO?)", "start from the model it was made from"),
-)
-"""(offset, magic bytes, what it is, what to do) of files that people hand in by mistake."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +150,8 @@ def _open_file(given: _Given) -> Model:
         raise _unknown(path, "a Python pickle, but not one of torch.save", "save the module with torch.export.save")
     if looks_like_safetensors(head):
         return _open_weights(given, safetensors_keys(path))
-    for offset, magic, what, fix in _FOREIGN:
-        if head[offset:].startswith(magic):
-            raise _unknown(path, what, fix)
+    if foreign := by_magic(head):
+        raise _unknown(path, *foreign)
     return _open_onnx(given)
 
 
@@ -171,7 +162,13 @@ def _unknown(path: Path, what: str, fix: str) -> ModelError:
 def _open_onnx(given: _Given) -> Model:
     from optkit.model.onnx_file import load_structure, onnx_signature
 
-    return given.model("onnx", onnx_signature(load_structure(given.path)))
+    try:
+        structure = load_structure(given.path)
+    except ModelError as error:
+        if foreign := as_text(given.path):
+            raise _unknown(given.path, *foreign) from error
+        raise
+    return given.model("onnx", onnx_signature(structure))
 
 
 def _open_zip(given: _Given) -> Model:
@@ -214,7 +211,8 @@ def _open_archive(given: _Given, archive: zipfile.ZipFile) -> Model:
         raise _unknown(
             given.path, "a compiled package of torch (AOTInductor)", "save the program with torch.export.save"
         )
-    raise _unknown(given.path, "a zip archive, but none of torch's", "give the model file itself")
+    what, fix = in_zip(names) or ("a zip archive, but none of torch's", "give the model file itself")
+    raise _unknown(given.path, what, fix)
 
 
 def _is_exported(name: str) -> bool:

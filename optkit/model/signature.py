@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from optkit.errors import UsageError
 
@@ -93,6 +94,14 @@ class Signature:
             for spec in self.inputs
         }
 
+    @property
+    def batch_dims(self) -> tuple[str, ...]:
+        """Names of the dynamic dimensions that count samples: one as a rule, none where their number is fixed."""
+        axes = self.batch_axes()
+        places = ((spec.shape, axes[spec.name]) for spec in self.inputs if spec.shape)
+        dims = (shape[axis] for shape, axis in places if axis is not None)
+        return tuple(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
+
     def fixed_batch(self) -> int | None:
         """The batch size that is written into the model, or None when it may vary."""
         axes = self.batch_axes()
@@ -102,9 +111,37 @@ class Signature:
                 return int(spec.shape[axis])
         return None
 
+    def fixed(self, sizes: Mapping[str, int]) -> Signature:
+        """The same with these dynamic dimensions fixed; sums such as ``past + seq`` where all their parts are."""
+
+        def fixed(spec: TensorSpec) -> TensorSpec:
+            return replace(spec, shape=spec.shape and tuple(fixed_dim(dim, sizes) for dim in spec.shape))
+
+        return Signature(tuple(map(fixed, self.inputs)), tuple(map(fixed, self.outputs)))
+
+    def sizes_in(self, other: Signature) -> dict[str, int]:
+        """Dynamic dimension of the inputs -> its size, where ``other`` has fixed it in an input of the same name."""
+        theirs = {spec.name: spec.shape or () for spec in other.inputs}
+        pairs = (
+            pair for spec in self.inputs for pair in zip(spec.shape or (), theirs.get(spec.name, ()), strict=False)
+        )
+        return {mine: size for mine, size in pairs if isinstance(mine, str) and isinstance(size, int)}
+
     def input(self, name: str) -> TensorSpec:
         """The input of that name; KeyError when there is none."""
         return {spec.name: spec for spec in self.inputs}[name]
+
+
+def dim_names(dim: Dim) -> list[str]:
+    """Names in a dimension: ``past + seq + 1`` has past and seq, a fixed size has none."""
+    return [part for part in re.split(r"\s*\+\s*", str(dim).strip()) if not part.isdigit()]
+
+
+def fixed_dim(dim: Dim, sizes: Mapping[str, int]) -> Dim:
+    """The dimension's size where it follows from ``sizes``, else as it is."""
+    if isinstance(dim, int) or any(name not in sizes for name in dim_names(dim)):
+        return sizes.get(dim, dim) if isinstance(dim, str) else dim
+    return sum(sizes[part] if part in sizes else int(part) for part in re.split(r"\s*\+\s*", dim.strip()))
 
 
 def parse_signature(text: str) -> tuple[TensorSpec, ...]:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from optkit.model.manifest import Ratio, Verdict
+from optkit.model.manifest import Decision, Ratio, Verdict
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
 
@@ -39,8 +39,8 @@ class Outcome:
     """(where, reason) for each thing left alone that the user might expect to change."""
     notes: Sequence[str] = ()
     session: Mapping[str, str] = field(default_factory=dict)
-    """onnxruntime session config entries this result wants; later steps override earlier ones."""
-    decisions: Sequence[Mapping[str, Any]] = ()
+    """onnxruntime session options this result wants, see ``Model.session``; later steps override earlier ones."""
+    decisions: Sequence[Decision] = ()
     """What was chosen by measuring, with the times."""
 
 
@@ -75,8 +75,15 @@ class Context(Protocol):
     def to_onnx(self, model: Model) -> Model:
         """The model exported by the recipe's own export pass (cached)."""
 
-    def time(self, models: Sequence[Model]) -> list[Ratio]:
-        """Latency of each model against the first, in separate interleaved processes."""
+    @property
+    def may_time(self) -> bool:
+        """False where nobody wants anything timed (``--no-bench``): then choose by what is known beforehand."""
+
+    def time(self, models: Sequence[Model], *, budget_s: float = 4.0, confidence: float = 0.99) -> list[Ratio]:
+        """Latency of each model against the first, in separate interleaved processes, for about so many seconds.
+
+        The intervals hold the truth with ``confidence``.
+        """
 
     def judge(self, model: Model) -> Verdict:
         """Compare with the original on the search split only."""
@@ -102,9 +109,6 @@ class Pass(BaseModel):
     """Whether it is there to make the model faster, so that a slower result is rolled back."""
     uses_target: ClassVar[bool] = False
     """Whether the result depends on provider or CPU features; then they are part of the cache key."""
-    decides_by_time: ClassVar[bool] = False
-    """Whether it chooses by ``ctx.time``; then the machine's fingerprint is part of the cache key, and ``--remeasure``
-    makes the result anew."""
     uses_data: ClassVar[tuple[str, ...]] = ()
     """Splits it reads; the plan refuses when they are missing, and their digest is part of the cache key."""
 
@@ -124,6 +128,18 @@ class Pass(BaseModel):
             f"{key}: {value}" for key, value in self.model_dump(mode="json", exclude_defaults=True).items()
         )
         return f"{self.name()}: {{{given}}}" if given else self.name()
+
+    def decides_by_time(self) -> bool:
+        """Whether it chooses by ``ctx.time``.
+
+        Then the machine's fingerprint is part of the cache key, and ``--remeasure`` makes the result anew.
+        """
+        return False
+
+    def fixes(self, target: Target) -> Mapping[str, int]:
+        """Dynamic dimension of the inputs -> the one size that its result takes. All data then come in that size."""
+        del target
+        return {}
 
     def applies_to(self, target: Target) -> str:
         """Empty, or the reason why it cannot work for this target, whatever the model; asked in the plan."""

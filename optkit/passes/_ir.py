@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +90,20 @@ def convert_opset(model: ir.Model, version: int) -> ir.Model:
             expected=f"a model of opset {version}{' or later' if way == 'raised' else ''}",
             fix=f"export it again with opset {version}{' or later' if way == 'raised' else ''}",
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """onnx-ir and onnxscript log what they cannot infer or fold, and go on; what matters is checked on the result."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def remove_unused(model: ir.Model) -> None:

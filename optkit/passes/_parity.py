@@ -121,14 +121,17 @@ def _error(name: str, wanted: Array, found: Array, shape: str) -> float:
         raise PassError(f"output '{name}' is {found.dtype} at {shape}, and {wanted.dtype} in torch")
     if wanted.dtype.kind not in "fc":
         return _differing(name, wanted, found, shape)
-    left, right = wanted.astype(np.complex128), found.astype(np.complex128)
+    wide = np.complex128 if wanted.dtype.kind == "c" else np.float64
+    left, right = wanted.astype(wide), found.astype(wide)
     finite = np.isfinite(left)
     if not np.array_equal(finite, np.isfinite(right)):
         raise PassError(f"output '{name}' has NaN or infinity at {shape} where torch has none, or the reverse")
     if not finite.any():
         return 0.0
-    spread = float(left[finite].std()) or float(np.abs(left[finite]).max()) or 1.0
-    return float(np.abs(left[finite] - right[finite]).max()) / spread
+    if not finite.all():
+        left, right = left[finite], right[finite]
+    spread = float(left.std()) or float(np.abs(left).max()) or 1.0
+    return float(np.abs(left - right).max()) / spread
 
 
 def _differing(name: str, wanted: Array, found: Array, shape: str) -> float:

@@ -16,6 +16,7 @@ from optkit.model.load_torch import bind_inputs, first_line, forward_names, name
 from optkit.model.model import Model
 from optkit.model.onnx_file import load_onnx
 from optkit.model.signature import Signature
+from optkit.passes._onnxscript import hasten
 from optkit.passes._parity import dynamic_sizes, resized
 from optkit.passes._torch_tidy import strip_prefix
 
@@ -71,6 +72,7 @@ def export_dynamo(source: Source, opset: int | None) -> ModelProto:
 
     args, kwargs = source.call()
     outputs = _leaf_names(source.module, args, kwargs)
+    hasten()
     given: dict[str, Any] = {"model": source.module, "args": args, "kwargs": kwargs}
     if source.program is not None:
         given = {"model": source.program}

@@ -32,6 +32,7 @@ class FoldBatchnorm(Pass):
         from onnxscript.rewriter import RewriteRuleSet
         from onnxscript.rewriter.rules import common
 
+        from optkit.passes._fusion.constants import keep_overwritten
         from optkit.passes._ir import frozen_inputs, load_ir, op_counts, remove_unused, save_ir
 
         graph = load_ir(model.path)
@@ -41,6 +42,7 @@ class FoldBatchnorm(Pass):
         names = ("conv", "conv_transpose", "gemm")
         rules = [getattr(common, f"fuse_batchnorm_into_{name}_rule") for name in names]
         RewriteRuleSet(rules).apply_to_model(graph)
+        keep_overwritten(graph)
         skipped = _left(graph)
         folded = before - len(skipped)
         if not folded:

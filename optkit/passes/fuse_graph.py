@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
+from optkit.model.manifest import Decision, Ratio
 from optkit.model.model import Form, Model
+from optkit.model.target import Target
 from optkit.passes._base import Context, Outcome, Pass, PassKind
+from optkit.passes._fusion.families import FAMILIES, NAMES, defaults
+from optkit.passes._fusion.family import Fired
+from optkit.passes._fusion.variants import Names, Variants
+from optkit.passes._measure import choose
 
 if TYPE_CHECKING:
-    from optkit.passes._fusion.rules import Families
+    FamilyName = str
+else:
+    FamilyName = Literal[NAMES]
 
-DISABLED = "optimization.disable_specified_optimizers"
-SKIP_NORM = "SkipLayerNormFusion"
+SHOWN = 3
+"""Places told of each family that it left alone."""
+NOT_TIMED = "not measured: --no-bench; the families are those that are good for the target by experience"
 
 
 class FuseGraph(Pass):
     """Replace groups of operators by onnxruntime's fused kernels.
 
     ``MatMul -> Mul -> Add -> Softmax -> MatMul`` between transposed heads becomes ``MultiHeadAttention``, spelled out
-    GELU ``Gelu``, RMS normalization ``SimplifiedLayerNormalization``. On CPUs, residual additions stay outside the
-    normalizations, which are faster that way, and onnxruntime is told to leave them there.
+    GELU ``Gelu``, RMS normalization ``SimplifiedLayerNormalization``. Not every fusion makes a model faster on every
+    machine: ``measure`` times each family with and without it.
     """
 
     forms: ClassVar[Mapping[Form, Form]] = {"onnx": "onnx"}
@@ -30,73 +39,71 @@ class FuseGraph(Pass):
     needs: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     uses_target: ClassVar[bool] = True
 
+    families: tuple[FamilyName, ...] | None = None
+    """Groups of rewrites to apply; with ``measure`` those to choose from. Null = those that are good for the target by
+    experience; with ``measure`` all of them."""
+    measure: bool = False
+    """Apply the families that make this model faster on this machine, at the target's shapes and threads; where that
+    is too close to call, or nothing is to be timed, those that are good for the target by experience."""
+    budget_s: float = Field(default=20.0, gt=0)
+    """Seconds of timing with ``measure``; one measurement is made in any case."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """With which a family has to be faster, or not to be."""
+
+    def decides_by_time(self) -> bool:
+        """With ``measure``."""
+        return self.measure
+
     def __call__(self, model: Model, ctx: Context) -> Outcome:
-        """Try the fusions that are good for the target, and fewer of them where a session cannot open the result."""
-        from optkit.passes._fusion.rules import attempts
-        from optkit.passes._ir import frozen_inputs, load_ir, op_counts
+        """Apply what is wanted, less what leads to a result that a session cannot open."""
+        from optkit.passes._ir import frozen_inputs, load_ir
 
-        graph = load_ir(model.path)
-        before, notes = op_counts(graph), frozen_inputs(graph)
-        session, told = _session(model, before, ctx.target.provider)
-        path = ctx.workdir / "model.onnx"
-        skipped: list[tuple[str, str]] = []
-        for families in attempts(ctx.target):
-            changes = _fuse(model, path, families, before)
-            if not changes:
-                skipped = skipped or [(", ".join(families), "nothing in the graph has a form that they make faster")]
-                break
-            reason = _fails_to_open(path, session)
-            if not reason:
-                made = model.derive(path, "onnx", self.sentence())
-                changed = _fused_nodes(changes) + len(told)
-                return Outcome(made, changed, [*changes, *told], skipped, notes, session)
-            skipped.append((", ".join(families), reason))
-        return Outcome(model, len(told), changes=told, skipped=skipped, session=session)
+        timed = self.measure and ctx.may_time
+        variants = Variants(model, ctx, self.sentence(), compared=timed)
+        chosen, skipped = variants.usable(self._start(ctx.target))
+        notes, decisions = [NOT_TIMED] if self.measure and not timed else [], list[Decision]()
+        if timed:
+            chosen, decisions = self._choose(variants, chosen)
+        made = variants(chosen)
+        variants.keep_only(chosen)
+        counts = {name: fired.count for name, fired in made.fired.items() if fired.count}
+        notes += frozen_inputs(load_ir(model.path)) if counts else [_why_nothing(chosen, decisions)]
+        return Outcome(
+            made.model,
+            sum(counts.values()),
+            [(each.name, f"{counts[each.name]} x {each.rewrite}") for each in FAMILIES if each.name in counts],
+            [*skipped, *refused(made.fired)],
+            notes,
+            decisions=decisions,
+        )
 
+    def _start(self, target: Target) -> list[str]:
+        """What is applied as long as nothing better is known, in the table's order."""
+        good = defaults(target)
+        wanted = good if self.families is None else self.families
+        return [name for name in NAMES if name in wanted and (name in good or not self.measure)]
 
-def _fuse(model: Model, path: Path, families: Families, before: Counter[str]) -> list[tuple[str, str]]:
-    """Write the fused model to ``path``; (type, ``before -> after``) of nodes, fused ones first, or nothing."""
-    from optkit.passes._fusion.rules import fuse
-    from optkit.passes._ir import count_changes, inline, load_ir, op_counts, save_ir
+    def _choose(self, variants: Variants, start: Names) -> tuple[Names, list[Decision]]:
+        """The families that pay, of those that find anything in this graph."""
 
-    graph = fuse(inline(load_ir(model.path)), families)
-    changes = sorted(count_changes(before, op_counts(graph)), key=lambda change: not _is_fused(change[0]))
-    if not _fused_nodes(changes):
-        return []
-    save_ir(graph, path)
-    return changes
+        def timer(models: Sequence[Model], seconds: float) -> list[Ratio]:
+            return variants.ctx.time(models, budget_s=seconds, confidence=self.confidence)
 
-
-def _fused_nodes(changes: list[tuple[str, str]]) -> int:
-    """How many more nodes of onnxruntime's own operators there are than before."""
-    gains = (what.split(" -> ") for kind, what in changes if _is_fused(kind))
-    return sum(max(0, int(after) - int(before)) for before, after in gains)
+        fired = {**variants.matching(self.families or NAMES), **variants(start).fired}
+        found = [name for name in NAMES if name in fired and fired[name].count]
+        names = sorted(found, key=lambda name: name not in start)
+        return choose(start, names, variants.build, timer, budget_s=self.budget_s)
 
 
-def _is_fused(kind: str) -> bool:
-    """Whether it is one of onnxruntime's own operators, one of which it keeps in ONNX's domain."""
-    return kind.startswith("com.microsoft.") or kind == "SimplifiedLayerNormalization"
+def refused(fired: Mapping[str, Fired]) -> Iterator[tuple[str, str]]:
+    """(family: place, reason) of a few places that look alike and were left as they are."""
+    for name, did in fired.items():
+        yield from ((f"{name}: {where}", reason) for where, reason in did.refused[:SHOWN])
+        if len(did.refused) > SHOWN:
+            yield name, f"{len(did.refused) - SHOWN} more places left as they are"
 
 
-def _fails_to_open(path: Path, config: Mapping[str, str]) -> str:
-    """Why onnxruntime cannot open the file, or an empty string."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    for key, value in config.items():
-        options.add_session_config_entry(key, value)
-    try:
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class
-        return f"onnxruntime cannot open the result: {str(error).splitlines()[0]}"
-    return ""
-
-
-def _session(model: Model, ops: Counter[str], provider: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """On CPUs: leave Add and LayerNormalization apart, where onnxruntime would fuse them into a slower kernel."""
-    disabled = [name for name in model.session.get(DISABLED, "").split(";") if name]
-    if provider != "cpu" or SKIP_NORM in disabled or not (ops["LayerNormalization"] and ops["Add"]):
-        return dict(model.session), []
-    value = ";".join([*disabled, SKIP_NORM])
-    return {**model.session, DISABLED: value}, [("session", f"{SKIP_NORM} disabled: its kernel is slower on CPUs")]
+def _why_nothing(chosen: Names, decisions: Sequence[Decision]) -> str:
+    if decisions:
+        return f"none of {', '.join(decision.what for decision in decisions)} makes this model faster here"
+    return f"nothing in the graph has a form for {', '.join(name for name in NAMES if name in chosen) or 'no family'}"

@@ -26,6 +26,7 @@ from optkit.pipeline.environment import environment, load_average
 from optkit.pipeline.gather import complete_inputs, gather, parse_data_flags
 from optkit.pipeline.infer import evaluation_source, input_source, refuse_both
 from optkit.pipeline.isolate import refuse_within_import
+from optkit.pipeline.origin import decided_elsewhere
 from optkit.pipeline.sweep import Fed, Supply, common_inputs, points_of, rows_of
 
 
@@ -60,7 +61,7 @@ def bench(
             made-up inputs, which the facts then say.
         data: evaluation data.
         dims: dimension -> sizes to sweep; ``batch`` is the sample axis, whatever its name.
-        threads: numbers of intra-op threads to sweep; empty = as many as may be used.
+        threads: numbers of intra-op threads to sweep; empty = as many as each model wants, else as may be used.
         rules: when to stop, and what counts as faster.
         noise_floor: time the baseline against a second copy of itself too.
         load: also offer requests at this rate, to one candidate after the other.
@@ -83,7 +84,7 @@ def bench(
     entrants, supply = supplied(entrants, inputs, data, rules.seed)
     points = points_of(supply, dims or {}, threads or [usable_threads()], {e.label: e.model for e in entrants})
     here = environment(replace(entrants[0].candidate.target, threads=points[0][1]), before)
-    stand = _Stand(entrants, supply, rules, noise_floor, load, samples, here)
+    stand = _Stand(entrants, supply, rules, noise_floor, load, samples, here, bool(threads))
     done: list[_Done] = []
     try:
         for index, (sizes, count) in enumerate(points):
@@ -165,13 +166,18 @@ class _Stand:
     load: Load | None
     samples: bool
     here: Environment
+    states_threads: bool
+    """Whether the number of threads was asked for; otherwise a model may want another one."""
 
     def point(self, sizes: Mapping[str, int], threads: int, watch: Progress) -> _Done:
         """All candidates at one point."""
         begin = time.monotonic()
         fed = self.supply.at(sizes)
         candidates = [
-            replace(each.candidate, target=replace(each.candidate.target, threads=threads, shapes=fed.dims))
+            replace(
+                each.candidate,
+                target=replace(each.candidate.target, threads=threads if self.states_threads else 0, shapes=fed.dims),
+            )
             for each in self.entrants
         ]
         again = candidates[:1] if self.noise_floor else []
@@ -200,7 +206,7 @@ class _Stand:
             kind=model.kind,
             engine=about.engine,
             provider=about.provider,
-            threads=threads,
+            threads=about.threads or threads,
             digest=model.digest,
             size_bytes=model.size_bytes,
             session=dict(about.session),
@@ -243,8 +249,14 @@ class _Stand:
             source=next((each.source for each in fed if each.source), ""),
             stable=all(each.stable for point in points for each in point.candidates),
             warnings=tuple(_warnings(done)),
-            notes=tuple(dict.fromkeys(each.note for each in fed if each.note)),
+            notes=tuple(dict.fromkeys(filter(None, [*(each.note for each in fed), *map(_elsewhere, self.entrants)]))),
         )
+
+
+def _elsewhere(entrant: Entrant) -> str:
+    target = entrant.candidate.target
+    told = decided_elsewhere(entrant.origin, target) if target.engine in ("", "onnxruntime") else ""
+    return told and f"{entrant.label}: {told}"
 
 
 def _warnings(done: Sequence[_Done]) -> Iterator[str]:

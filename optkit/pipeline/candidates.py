@@ -15,6 +15,7 @@ from optkit.model.target import Target
 from optkit.pipeline.infer import with_signature
 from optkit.pipeline.origin import Origin, read_origin
 from optkit.runner.engine import Chosen, parse_engine
+from optkit.runner.session import check
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class About:
     provider: str | None = None
     """For those on onnxruntime that name none themselves."""
     session: Mapping[str, str] = field(default_factory=dict)
-    """Session config entries, over a model's own; torch has none."""
+    """Session options, see ``optkit.runner.session``, over a model's own; torch has none."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ def open_entrants(models: Sequence[str | Path | Model], about: About) -> list[En
     """All candidates, the baseline first; none of their code is run. A label that comes again gets a number.
 
     Raises:
-        UsageError: no candidate, an unknown engine, or an option that none of them can use.
+        UsageError: no candidate, an unknown engine or session option, or an option that none of them can use.
         ModelError: a model that cannot be opened.
     """
     if not models:
         raise UsageError("There is no model to measure.", expected="at least one", fix="name a model")
+    check(about.session)
     found = [_entrant(model, about) for model in models]
     _refuse_idle(found, about)
     seen: Counter[str] = Counter()

@@ -16,8 +16,8 @@ from optkit.pipeline.cache import Cache
 from optkit.pipeline.context import judge_on
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
 from optkit.pipeline.job import Job
-from optkit.pipeline.origin import Origin, default_exporter, read_origin
-from optkit.pipeline.plan import Options, as_limits, as_target, check_metric, open_given
+from optkit.pipeline.origin import Origin, decided_elsewhere, default_exporter, read_origin
+from optkit.pipeline.plan import Options, as_limits, as_target, at_sizes, check_metric, open_given
 from optkit.pipeline.probe import probe
 from optkit.pipeline.steps import export
 from optkit.pipeline.stopwatch import time_fully
@@ -49,7 +49,8 @@ def compare(original: str | Path | Model, result: str | Path | Model, **options:
     job = comparison(first, opened, origin, options)
     verdict = judge_on(job, opened, job.splits["evaluation"], *(origin.declared if origin else ((), frozenset())))
     verdict = add_limits(verdict, _budget(job, opened, origin, allowance))
-    return _with_sources(verdict, as_limits(options.get("limits")), origin)
+    notes = tuple(filter(None, [decided_elsewhere(origin, job.target)]))
+    return _with_sources(verdict.model_copy(update={"notes": notes}), as_limits(options.get("limits")), origin)
 
 
 def _refuse_swapped(original: Model, result: Model) -> None:
@@ -70,10 +71,11 @@ def comparison(original: Model, result: Model, origin: Origin | None, options: O
     require(target.provider)
     original = complete_inputs(original, gathered, recipe)
     seed = options.get("seed", origin.seed if origin else 0)
+    sizes = original.signature.sizes_in(result.signature)
     job = Job(
         original=original,
-        target=target,
-        splits=open_splits(original, gathered, target, seed=seed, search=carved),
+        target=at_sizes(target, sizes),
+        splits=open_splits(original, gathered, target, seed=seed, search=carved, sizes=sizes),
         limits=recipe.limits.merged(as_limits(options.get("limits"))),
         exact=origin is not None and origin.exact,
         cache=options.get("cache") or Cache.default(),

@@ -96,19 +96,34 @@ class StepContext:
 
         return export(self.job, model)
 
-    def time(self, models: Sequence[Model]) -> list[Ratio]:
-        """Latency of each model against the first, in separate interleaved processes.
+    @property
+    def may_time(self) -> bool:
+        """False where nobody wants anything timed (``--no-bench``)."""
+        return self.job.bench
+
+    def time(
+        self,
+        models: Sequence[Model],
+        *,
+        budget_s: float = CHOOSING.budget_s,
+        confidence: float = CHOOSING.confidence,
+    ) -> list[Ratio]:
+        """Latency of each model against the first, in separate interleaved processes, for about so many seconds.
+
+        The intervals hold the truth with ``confidence``.
 
         Raises:
-            PassError: the pass did not declare it, so that its cached result would be used on another machine.
+            PassError: the pass did not declare it, so that its cached result would be used on another machine; or it
+                did not ask ``may_time``.
         """
-        if not self.times:
+        if not self.times or not self.may_time:
+            declared = "a look at ctx.may_time before" if self.times else "decides_by_time() to say so"
             raise PassError(
-                f"The pass '{self.step}' decides by time without having declared it.",
-                expected="decides_by_time = True in its class",
+                f"The pass '{self.step}' decides by time without having {'asked' if self.times else 'declared it'}.",
+                expected=declared,
                 fix="report this to the author of the pass",
             )
-        return time_models(self.job, models)
+        return time_models(self.job, models, replace(CHOOSING, budget_s=budget_s, confidence=confidence))
 
     def judge(self, model: Model) -> Verdict:
         """Compare with the original on the search split only."""

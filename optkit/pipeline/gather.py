@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +13,7 @@ from optkit.data.open import find_data_file, infer_inputs, open_dataset
 from optkit.data.spec import DataSource, Split
 from optkit.data.split import carve_search
 from optkit.data.synthetic import synthetic
-from optkit.errors import ModelError, UsageError
+from optkit.errors import DataError, ModelError, UsageError
 from optkit.evaluate.judge import OutputOptions
 from optkit.model.model import Assets, Model
 from optkit.model.signature import Signature, parse_signature
@@ -141,7 +142,15 @@ def implied_outputs(model: Model) -> dict[str, OutputOptions]:
     return {"last_hidden_state": OutputOptions.model_validate({"pool": pool})} if pool else {}
 
 
-def open_splits(model: Model, gathered: Gathered, target: Target, *, seed: int, search: bool) -> dict[str, Dataset]:
+def open_splits(
+    model: Model,
+    gathered: Gathered,
+    target: Target,
+    *,
+    seed: int,
+    search: bool,
+    sizes: Mapping[str, int] | None = None,
+) -> dict[str, Dataset]:
     """Every split that there is; evaluation on synthetic data as a last resort, search carved from evaluation.
 
     Args:
@@ -150,33 +159,63 @@ def open_splits(model: Model, gathered: Gathered, target: Target, *, seed: int, 
         target: its shapes size the dynamic dimensions of synthetic inputs.
         seed: of carving and of synthetic inputs.
         search: whether a search split is wanted at all (a comparison alone looks at nothing else).
+        sizes: of dynamic dimensions, where not the model but what it is compared with takes one size only.
 
     Raises:
-        DataError: a source that is missing or does not fit the model.
+        DataError: a source that is missing or does not fit the model, or the sizes.
     """
-    splits: dict[str, Dataset] = {
-        split: open_dataset(
-            split,
-            source.spec,
-            signature=model.signature,
-            base=source.base,
-            preprocess=gathered.preprocess,
-            assets_dir=gathered.assets_dir,
-            allow_code=source.code,
-        )
-        for split, source in gathered.sources.items()
-    }
+    model, rows = _sized(model, sizes or {})
+    with _sizes_told(sizes or {}):
+        splits: dict[str, Dataset] = {
+            split: open_dataset(
+                split,
+                source.spec,
+                signature=model.signature,
+                base=source.base,
+                preprocess=gathered.preprocess,
+                assets_dir=gathered.assets_dir,
+                allow_code=source.code,
+                rows=rows,
+            )
+            for split, source in gathered.sources.items()
+        }
     for split, offset in (("evaluation", 0), ("search", 1), ("calibration", 2)):
         made_up = split != "search" or splits.get("evaluation") is None or splits["evaluation"].synthetic
         if split not in splits and made_up and (search or split == "evaluation"):
-            splits[split] = _synthetic(model, target, split, seed + offset)
+            splits[split] = _synthetic(model, target, split, seed + offset, rows)
     if search and "search" not in splits:
         splits["search"], splits["evaluation"] = carve_search(splits["evaluation"], seed)
     return splits
 
 
-def _synthetic(model: Model, target: Target, split: str, seed: int) -> Dataset:
-    batch = target.shapes.get("batch", 8)
+@contextmanager
+def _sizes_told(sizes: Mapping[str, int]) -> Iterator[None]:
+    """Where data do not fit, the sizes that they had to have may be what is wrong."""
+    try:
+        yield
+    except DataError as error:
+        if sizes:
+            text = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            error.fix = f"{error.fix}; here the recipe, or the result, fixes {text}".removeprefix("; ")
+        raise
+
+
+def _sized(model: Model, sizes: Mapping[str, int]) -> tuple[Model, int | None]:
+    """The model with these dimensions fixed, but for that of the samples, whose name says where they are."""
+    batch = model.signature.batch_dims
+    rows = next((sizes[name] for name in batch if name in sizes), None)
+    others = {name: size for name, size in sizes.items() if name not in batch}
+    return model.with_signature(model.signature.fixed(others)), rows
+
+
+def _synthetic(model: Model, target: Target, split: str, seed: int, rows: int | None) -> Dataset:
+    batch = rows or target.shapes.get("batch", 8)
     return synthetic(
-        model.signature, split=split, shapes=target.shapes, count=max(SYNTHETIC_SAMPLES, batch), batch=batch, seed=seed
+        model.signature,
+        split=split,
+        shapes=target.shapes,
+        count=max(SYNTHETIC_SAMPLES, batch),
+        batch=batch,
+        seed=seed,
+        rows=rows,
     )

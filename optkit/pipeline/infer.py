@@ -22,7 +22,7 @@ from optkit.pipeline.context import Progress, silent
 from optkit.pipeline.gather import SYNTHETIC_SAMPLES, Gathered, Source, complete_inputs, gather
 from optkit.pipeline.isolate import isolated
 from optkit.pipeline.optimize import stop_on_miss
-from optkit.pipeline.origin import Origin, read_origin
+from optkit.pipeline.origin import Origin, decided_elsewhere, read_origin
 from optkit.pipeline.outputs import Collector, check_npz, write_npz
 from optkit.pipeline.plan import Options, as_target, open_given
 from optkit.report.run import RunFacts
@@ -85,7 +85,8 @@ def infer(
     opened, dataset = _open_data(opened, origin, inputs, batch, target, options, against)
     watcher = silent if opened.kind == "torchscript" else watch
     facts = isolated(opened.kind == "torchscript", _run, opened, target, dataset, output, watcher)
-    return Ran(facts, verdict)
+    told = "" if verdict is not None else decided_elsewhere(origin, target)  # the verdict tells it itself
+    return Ran(facts.model_copy(update={"notes": (*facts.notes, *filter(None, [told]))}), verdict)
 
 
 def _check_arguments(inputs: Path | None, against: Path | None, options: Options) -> None:
@@ -224,13 +225,14 @@ def _run(model: Model, target: Target, dataset: Dataset, output: Path | None, wa
         end = time.perf_counter()
         on_ort = isinstance(runner, OnnxRunner)
         placement = runner.placement() if isinstance(runner, OnnxRunner) else {}
+        threads = runner.about.threads
     if output is not None:
         write_npz(output, collector.arrays())
     return RunFacts(
         model=str(model.path),
         kind=model.kind,
         provider=target.provider if on_ort else "torch",
-        threads=target.threads,
+        threads=threads,
         data=_measured_on(dataset),
         outputs=collector.facts(),
         placement=placement,

@@ -40,6 +40,8 @@ class Job:
     """The recipe's one torch -> onnx pass."""
     synthetic_calibration: bool = False
     seed: int = 0
+    bench: bool = True
+    """Whether passes may choose by timing."""
 
     def split(self, name: str) -> Dataset:
         """The dataset of a split; ``sample`` is at most two samples, real ones where there are any.
@@ -71,10 +73,11 @@ class Job:
 
     def runtime_facts(self) -> dict[str, Any]:
         """What outputs depend on beside model and data: optkit, provider, threads, processor, library versions."""
-        from optkit.model.machine import machine
+        from optkit.model.machine import machine, usable_threads
 
+        threads = self.target.threads or usable_threads()
         versions = {"optkit": __version__, **library_versions("numpy", "onnxruntime", "torch", "transformers")}
-        return {"target": self.target, "features": machine().features, "versions": versions}
+        return {"target": self.target, "threads": threads, "features": machine().features, "versions": versions}
 
 
 def library_versions(*names: str) -> dict[str, str]:
@@ -94,5 +97,5 @@ def library_versions(*names: str) -> dict[str, str]:
 
 def outputs_key(job: Job, model: Model, dataset: Dataset) -> str:
     """Cache key of a model's outputs on a dataset."""
-    facts = {"what": "outputs", "model": model.digest, "inputs": model.signature.inputs, "data": dataset.digest}
+    facts = {"what": "arrays", "model": model.digest, "inputs": model.signature.inputs, "data": dataset.digest}
     return key_of({**facts, "session": dict(model.session), **job.runtime_facts()})

@@ -24,7 +24,7 @@ from optkit.model.signature import Signature, TensorSpec
 from optkit.passes import _registry
 from optkit.passes._base import Outcome, Pass
 from optkit.pipeline.cache import key_of
-from optkit.pipeline.context import Progress, StepContext, require_model, silent, with_session
+from optkit.pipeline.context import Progress, StepContext, bench_dataset, require_model, silent, with_session
 from optkit.pipeline.isolate import isolated, needs_child, watched_memory
 from optkit.pipeline.job import Job, library_versions
 
@@ -53,7 +53,7 @@ def make(
     """
     key = step_key(job, pass_, before)
     with job.cache.lock(key):
-        folder = None if remeasure and pass_.decides_by_time else job.cache.get(key)
+        folder = None if remeasure and pass_.decides_by_time() else job.cache.get(key)
         cached = folder is not None
         if folder is None:
             child = needs_child(before)
@@ -101,7 +101,7 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
         started = time.perf_counter()
         with watched_memory() as peak:
             reads = _reads(pass_, before)
-            outcome = _call(pass_, before, StepContext(job, made, label, watch, reads, pass_.decides_by_time))
+            outcome = _call(pass_, before, StepContext(job, made, label, watch, reads, pass_.decides_by_time()))
         seconds = time.perf_counter() - started
         if _stamp(files) != stamp:
             raise PassError(
@@ -116,6 +116,7 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
 
 def _pack(outcome: Outcome, before: Model, made: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {key: value for key, value in vars(outcome).items() if key not in ("model", "session")}
+    facts["decisions"] = [decision.model_dump() for decision in outcome.decisions]
     facts |= {"model": None, "form": outcome.model.form, "kind": outcome.model.kind, "session": dict(outcome.session)}
     if outcome.changed and outcome.model.path == before.path:
         facts["model"] = _SAME
@@ -171,6 +172,7 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
         "source": _source_digest(type(pass_)),
         "versions": library_versions(*_LIBRARIES, *pass_.needs),
         "seed": job.seed,
+        "fixes": dict(pass_.fixes(job.target)),
         "data": {split: job.split(split).digest for split in sorted(_reads(pass_, before))},
     }
     if before.form == "torch":
@@ -179,8 +181,9 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
         facts["judged"] = (job.limits, job.metric, job.outputs, job.exact)
     if pass_.uses_target:
         facts["target"] = (job.target.provider, tuple(machine().features))
-    if pass_.decides_by_time:
-        facts["machine"] = fingerprint(job.target)
+    if pass_.decides_by_time():
+        facts["machine"] = fingerprint(job.target) if job.bench else "not timed"
+        facts["timed on"] = bench_dataset(job).digest if job.bench else ""
     return key_of(facts)
 
 

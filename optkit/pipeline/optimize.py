@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
@@ -69,7 +70,7 @@ def execute(plan: Plan, policy: Policy, *, force: bool = False) -> Manifest:
 
 
 def _execute(plan: Plan, policy: Policy, force: bool) -> Manifest:
-    job, load = plan.job, load_average()
+    job, load = replace(plan.job, bench=policy.bench), load_average()
     done = run_steps(job, [planned.step for planned in plan.steps], policy)
     result = done[-1].after if done else job.original
     policy.watch("judging", len(done), len(done))
@@ -156,7 +157,8 @@ def stop_on_miss(verdict: Verdict, facts: Any, records: Sequence[StepRecord] = (
     missed = [limit for limit in verdict.limits if limit.held is False]
     sentence = "; ".join([*verdict.problems, *map(_missed, missed)])
     kind: type[OptkitError] = BudgetMissed if verdict.accuracy_held else AccuracyMissed
-    costly = _costliest(records) if kind is AccuracyMissed else ""
+    slow = any(limit.name in ("speedup", "latency_ms") for limit in missed)
+    costly = _costliest(records) if kind is AccuracyMissed else _slowest(records) if slow else ""
     on = verdict.measured_on
     near = [limit for limit in missed if limit.name in verdict.would_pass]
     passing = ", ".join(_just_passing(limit, verdict.would_pass[limit.name]) for limit in near)
@@ -192,3 +194,10 @@ def _costliest(records: Sequence[StepRecord]) -> str:
                 worst, cost = record, last - record.drift.cosine
             last = record.drift.cosine
     return "" if worst is None else f"The step '{worst.id}' cost most (cosine -{cost:.4g})."
+
+
+def _slowest(records: Sequence[StepRecord]) -> str:
+    """The step that made the model slower than the others did, in a sentence; empty where no step did."""
+    timed = [(each.speedup.speedup, each.id) for each in records if each.status == "changed" and each.speedup]
+    speedup, name = min(timed, default=(1.0, ""))
+    return f"The step '{name}' cost most ({speedup:.2f}x the speed of the model before it)." if speedup < 1 else ""

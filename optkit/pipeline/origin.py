@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from pydantic import NonNegativeInt, TypeAdapter
 from optkit.data.spec import DataSource
 from optkit.errors import GivenError, ModelError, PackageError
 from optkit.model.bundle_facts import reading_manifest
-from optkit.model.manifest import Manifest
+from optkit.model.machine import differences
+from optkit.model.manifest import Environment, Manifest
 from optkit.model.model import Model
+from optkit.model.target import Target
 from optkit.passes import _registry
 from optkit.passes._base import Pass
+from optkit.pipeline.environment import environment
 from optkit.recipe.recipe import Recipe
 
 
@@ -117,6 +120,35 @@ def read_origin(model: Model, *, bundle: bool) -> Origin | None:
         recipe = Recipe.model_validate({key: value for key, value in manifest.recipe.items() if key != "passes"})
         seed = TypeAdapter(NonNegativeInt).validate_python(manifest.options.get("seed", 0))
         return Origin(file, manifest, recipe, seed)
+
+
+def decided_elsewhere(origin: Origin | None, target: Target) -> str:
+    """Empty, or a sentence that the bundle's decisions were measured on another machine than this one.
+
+    Args:
+        origin: of the model that runs here; None = not a bundle.
+        target: what it runs on here.
+    """
+    steps = origin.manifest.steps if origin else ()
+    measured = [each for step in steps for each in step.decisions if each.speedup is not None]
+    if origin is None or not measured:
+        return ""
+    there, here = origin.manifest.environment, environment(target)
+    found = differences(there, here)
+    if not found:
+        return ""
+    those, these = zip(*found, strict=True)
+    subject = "decision of this bundle was" if len(measured) == 1 else f"{len(measured)} decisions of this bundle were"
+    return (
+        f"The {subject} measured on {_named(there, those)}, and this is {_named(here, these)}: "
+        "'optkit optimize --remeasure' here would choose for this machine."
+    )
+
+
+def _named(machine: Environment, facts: Iterable[str]) -> str:
+    """``Some CPU (2 physical cores)``."""
+    more = ", ".join(fact for fact in facts if fact != machine.cpu)
+    return f"{machine.cpu} ({more})" if more else machine.cpu
 
 
 def default_exporter() -> Pass:

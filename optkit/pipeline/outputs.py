@@ -66,12 +66,16 @@ class _Output:
             self._measure(array)
 
     def _measure(self, array: Array) -> None:
-        finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
-        self._nonfinite += array.size - finite.size
-        if finite.size:
-            self._count += finite.size
-            self._sum += float(finite.sum(dtype=np.float64))
-            self._low, self._high = min(self._low, float(finite.min())), max(self._high, float(finite.max()))
+        low, high = float(array.min()), float(array.max())
+        if not np.isfinite((low, high)).all():
+            finite = array[np.isfinite(array)]
+            self._nonfinite += array.size - finite.size
+            if finite.size:
+                self._measure(finite)
+            return
+        self._count += array.size
+        self._sum += float(array.sum(dtype=np.float64))
+        self._low, self._high = min(self._low, low), max(self._high, high)
 
     def _look_at_classes(self, array: Array, first: int, size: int) -> None:
         if not SCORE_NAMES.search(self._name) or array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] < 2:

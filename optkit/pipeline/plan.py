@@ -13,11 +13,14 @@ from optkit.evaluate.limits import Limits
 from optkit.evaluate.metrics import needs_labels
 from optkit.model.bundle import check_output
 from optkit.model.digest import model_files
+from optkit.model.machine import usable_threads
 from optkit.model.model import Form, Model
+from optkit.model.signature import dim_names
 from optkit.model.target import Target
 from optkit.passes._base import Pass
 from optkit.passes._registry import missing_packages, pip_hint
 from optkit.pipeline.cache import Cache
+from optkit.pipeline.contract import check_notes
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
 from optkit.pipeline.isolate import refuse_within_import
 from optkit.pipeline.job import Job
@@ -94,7 +97,7 @@ class Plan:
                 for name, data in job.splits.items()
             },
             "metric": job.metric,
-            "target": {"provider": job.target.provider, "threads": job.target.threads},
+            "target": {"provider": job.target.provider, "threads": job.target.threads or usable_threads()},
             "output": None if self.output is None else str(self.output),
             "notes": list(self.notes),
         }
@@ -136,15 +139,28 @@ def make_plan(
     opened = complete_inputs(opened, gathered, recipe)
     if not recipe.outputs:
         recipe = recipe.model_copy(update={"outputs": implied_outputs(opened)})
-    job = make_job(opened, recipe, gathered, target, options)
+    sizes = fixed_sizes(steps, opened, target)
+    job = make_job(opened, recipe, gathered, target, options, sizes)
     for planned in steps:
         if not planned.skip:
             _check_step(planned, job)
     check_metric(job)
     job = replace(job, original=probe(job, write=write))
     asked = _as_asked(recipe, job, gathered, options)
-    notes = (*gathered.notes, *_set_aside(job, gathered))
+    notes = (*gathered.notes, *_set_aside(job, gathered), *_told(sizes), *(check_notes(job) if write else ()))
     return Plan(job, asked, tuple(steps), out, notes, _beside(opened, options))
+
+
+def fixed_sizes(steps: Iterable[Planned], model: Model, target: Target) -> dict[str, int]:
+    """Dynamic dimension of the inputs -> the one size that a step's result takes."""
+    known = {name for dim in model.signature.dynamic for name in dim_names(dim)}
+    stated = [planned.step.options.fixes(target) for planned in steps if not planned.skip]
+    return {name: size for sizes in stated for name, size in sizes.items() if name in known}
+
+
+def _told(sizes: Mapping[str, int]) -> tuple[str, ...]:
+    text = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    return (f"everything is measured at {text}, which the recipe fixes",) if sizes else ()
 
 
 def _set_aside(job: Job, gathered: Gathered) -> tuple[str, ...]:
@@ -236,13 +252,16 @@ def _spare_original(model: Model, out: Path) -> None:
 
 
 def as_target(recipe: Recipe | None, options: Options) -> Target:
-    """The recipe's target with the options' overrides; threads 0 becomes what the process may use."""
-    from optkit.model.machine import usable_threads
-
+    """The recipe's target with the options' overrides; threads stay 0 where nobody states them."""
     target = recipe.target.target() if recipe else Target()
     provider = options.get("provider") or target.provider
-    threads = options.get("threads") or target.threads or usable_threads()
+    threads = options.get("threads") or target.threads
     return Target(provider, threads, target.shapes)
+
+
+def at_sizes(target: Target, sizes: Mapping[str, int]) -> Target:
+    """The target with shapes, where it has any, that a model with these fixed ``sizes`` can be measured at."""
+    return replace(target, shapes={**target.shapes, **sizes}) if target.shapes else target
 
 
 def as_limits(given: Limits | Iterable[str] | None) -> Limits:
@@ -252,13 +271,15 @@ def as_limits(given: Limits | Iterable[str] | None) -> Limits:
     return Limits.parse(list(given or ()))
 
 
-def make_job(model: Model, recipe: Recipe, gathered: Gathered, target: Target, options: Options) -> Job:
-    """The job of an optimization: data opened, limits merged, export pass found."""
+def make_job(
+    model: Model, recipe: Recipe, gathered: Gathered, target: Target, options: Options, sizes: Mapping[str, int]
+) -> Job:
+    """The job of an optimization: data opened in the ``sizes`` that steps fix, limits merged, export pass found."""
     seed = options.get("seed", 0)
     return Job(
         original=model,
-        target=target,
-        splits=open_splits(model, gathered, target, seed=seed, search=True),
+        target=at_sizes(target, sizes),
+        splits=open_splits(model, gathered, target, seed=seed, search=True, sizes=sizes),
         limits=recipe.limits.merged(as_limits(options.get("limits"))),
         exact=recipe.exact,
         cache=options.get("cache") or Cache.default(),

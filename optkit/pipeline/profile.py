@@ -19,7 +19,7 @@ from optkit.bench.peaks import measure_peaks
 from optkit.bench.profile import SECONDS, Profiled, profile_model
 from optkit.bench.profile_facts import ModelProfile, Peaks, ProfileFacts
 from optkit.bench.ratio import describe
-from optkit.bench.roofline import analyse
+from optkit.bench.roofline import model_profile
 from optkit.bench.trace import chrome_trace
 from optkit.data.dataset import Arrays
 from optkit.errors import OutputError, PackageError, UsageError
@@ -35,6 +35,7 @@ from optkit.pipeline.infer import refuse_both
 from optkit.pipeline.isolate import isolated, refuse_within_import
 from optkit.pipeline.sweep import Fed, points_of
 from optkit.report.profile import short_label
+from optkit.runner.session import threads_of
 
 SPREAD = 0.25
 """Interquartile range of the latency, over its median, from which a note says that the machine is busy."""
@@ -53,7 +54,7 @@ class Conditions:
     dims: Mapping[str, int] = field(default_factory=dict)
     """Dimension -> size; ``batch`` is the sample axis, whatever its name."""
     threads: int | None = None
-    """Intra-op threads; None = as many as may be used."""
+    """Intra-op threads; None = as many as each model wants, else as may be used."""
     seconds: float = SECONDS
     """Of timing per model."""
 
@@ -90,8 +91,8 @@ def profile(
     if trace is not None:
         _check_trace(trace, force)
     before = load_average()
-    entrants, fed, threads = _prepared([model] if against is None else [model, against], conditions, about or About())
-    targets = [replace(each.candidate.target, threads=threads, shapes=fed.dims) for each in entrants]
+    entrants, fed = _prepared([model] if against is None else [model, against], conditions, about or About())
+    targets = [_target(each, conditions.threads, fed.dims) for each in entrants]
     found, peaks, lacking = _measured(entrants, targets, fed.batches, conditions.seconds, watch)
     profiles = [_facts(*each, peaks) for each in zip(entrants, targets, found, strict=True)]
     if trace is not None:
@@ -104,29 +105,39 @@ def profile(
         families=families,
         pairs=pairs,
         peaks=peaks,
-        threads=threads,
+        threads=targets[0].threads,
         dims=fed.dims,
         inputs=describe(fed.batches, "synthetic" if fed.synthetic else "real"),
         synthetic=fed.synthetic,
         source=fed.source,
         environment=environment(targets[0], before),
         trace=None if trace is None else str(trace),
-        notes=tuple(dict.fromkeys(filter(None, (fed.note, lacking, *own_notes)))),
+        notes=tuple(dict.fromkeys(filter(None, (fed.note, lacking, _other_threads(entrants, targets), *own_notes)))),
     )
 
 
-def _prepared(
-    models: Sequence[str | Path | Model], conditions: Conditions, about: About
-) -> tuple[list[Entrant], Fed, int]:
-    """The models opened, what they are fed, and the number of threads."""
+def _prepared(models: Sequence[str | Path | Model], conditions: Conditions, about: About) -> tuple[list[Entrant], Fed]:
+    """The models opened, and what they are fed."""
     entrants = share_inputs(open_entrants(models, about))
     _refuse_engines(entrants)
     entrants, supply = supplied(entrants, conditions.inputs, conditions.data, 0)
     sizes = {name: [size] for name, size in conditions.dims.items()}
     counts = [conditions.threads or usable_threads()]
-    ((point, threads),) = points_of(supply, sizes, counts, {each.label: each.model for each in entrants})
+    ((point, _),) = points_of(supply, sizes, counts, {each.label: each.model for each in entrants})
     fed = supply.at(point)
-    return entrants, replace(fed, batches=_alike(fed.batches)), threads
+    return entrants, replace(fed, batches=_alike(fed.batches))
+
+
+def _target(entrant: Entrant, threads: int | None, dims: Mapping[str, int]) -> Target:
+    """With the threads that were asked for, else those that the model wants, else those that may be used."""
+    target = replace(entrant.candidate.target, threads=threads or 0, shapes=dims)
+    return replace(target, threads=threads_of({**entrant.model.session, **entrant.candidate.session}, target))
+
+
+def _other_threads(entrants: Sequence[Entrant], targets: Sequence[Target]) -> str:
+    """Empty, or that the second model ran with another number of threads than the first."""
+    last = targets[-1].threads
+    return "" if last == targets[0].threads else f"{short_label(entrants[-1].label)} wants, and got, {last} threads"
 
 
 def _measured(
@@ -179,27 +190,16 @@ def _peaks(targets: Sequence[Target]) -> tuple[Peaks | None, str]:
 
 
 def _facts(entrant: Entrant, target: Target, found: Profiled, peaks: Peaks | None) -> ModelProfile:
-    on_cpu = target.provider == "cpu"
-    seen = analyse(found, peaks if on_cpu else None)
-    return ModelProfile(
+    model = entrant.model
+    return model_profile(
+        found,
+        peaks if target.provider == "cpu" else None,
         label=entrant.label,
-        path=str(entrant.model.path),
-        kind=entrant.model.kind,
-        engine=found.engine,
-        version=found.version,
+        path=str(model.path),
+        kind=model.kind,
         provider=target.provider,
-        digest=entrant.model.digest,
-        size_bytes=entrant.model.size_bytes,
-        latency_ms=found.plain_s * 1e3,
-        calls=len(found.plain_times),
-        profiled_ms=found.profiled_s * 1e3,
-        profiled_calls=found.profiled_calls,
-        nodes_ms=seen.nodes_ms,
-        profiler_us=found.cost_s * 1e6,
-        scale=seen.scale,
-        nodes=seen.nodes,
-        operators=seen.operators,
-        gain_ms=seen.gain_ms,
+        digest=model.digest,
+        size_bytes=model.size_bytes,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from optkit.data.preprocess import preprocess_files
@@ -13,6 +14,8 @@ from optkit.model.onnx_file import load_onnx, move_external, save_onnx
 from optkit.pipeline.names import file_name
 from optkit.report.json import dump
 from optkit.report.markdown import markdown
+from optkit.report.snippet import open_model
+from optkit.runner.session import PROVIDER, is_entry, provider_options
 
 
 def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> Manifest:
@@ -33,6 +36,7 @@ def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> Man
         _write(folder / "manifest.json", dump(manifest) + "\n")
         _write(folder / "recipe.yaml", _recipe_text(manifest))
         _write(folder / "report.md", markdown(manifest))
+        _write(folder / "open_model.py", open_model(manifest))
         return manifest
 
 
@@ -40,12 +44,26 @@ def _left_out(result: Model, out: Path) -> tuple[str, ...]:
     """What a bundle says about the model and ``out.onnx`` cannot."""
     notes = []
     if result.session:
-        entries = ", ".join(f"{key}={value}" for key, value in result.session.items())
-        notes.append(f"{out.name} alone does not set the onnxruntime session config entries it wants: set {entries}")
+        notes.append(
+            f"{out.name} alone does not set the onnxruntime session options it wants: {_wanted(result.session)}"
+        )
     if result.assets.preprocess:
         inputs = ", ".join(result.assets.preprocess)
         notes.append(f"{out.name} alone does not include the preprocessing of {inputs}: a bundle does")
     return tuple(notes)
+
+
+def _wanted(session: Mapping[str, str]) -> str:
+    """``set the config entries a.b=1; of SessionOptions execution_mode=parallel``."""
+    own = provider_options(session)
+    entries = {key: value for key, value in session.items() if is_entry(key)}
+    others = {key: value for key, value in session.items() if not is_entry(key) and not key.startswith(PROVIDER)}
+    kinds = {"the config entries": entries, "of SessionOptions": others, "of the execution provider": own}
+    return "set " + "; ".join(
+        f"{kind} {', '.join(f'{key}={value}' for key, value in found.items())}"
+        for kind, found in kinds.items()
+        if found
+    )
 
 
 def _as_written(manifest: Manifest, files: list[Path]) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,35 @@ from optkit.pipeline.job import Job, outputs_key
 from optkit.runner.base import Runner
 from optkit.runner.open import open_runner, run_dataset
 
+NAMES = "names.json"
+"""Beside the arrays ``BATCH-PLACE.npy``: the names of the outputs, a list a batch."""
+
+MAPPED_BYTES = 64 * 2**20
+"""Arrays from this size on are not read into memory as a whole."""
+
 
 def original_outputs(job: Job, dataset: Dataset) -> Iterator[Arrays]:
     """Outputs of the original by name, one dict a batch of ``dataset``."""
     (folder,) = ensure_references(job, [dataset])
-    for file in sorted(folder.glob("*.npz")):
-        with np.load(file, allow_pickle=False) as arrays:
-            yield {name: arrays[name] for name in arrays.files}
+    for batch, names in enumerate(json.loads((folder / NAMES).read_text())):
+        yield {name: _load(folder / _file(batch, place)) for place, name in enumerate(names)}
+
+
+def output_bytes(job: Job, dataset: Dataset) -> list[int]:
+    """Size of the original's outputs, batch by batch of ``dataset``."""
+    (folder,) = ensure_references(job, [dataset])
+    batches = enumerate(json.loads((folder / NAMES).read_text()))
+    return [sum((folder / _file(batch, at)).stat().st_size for at in range(len(names))) for batch, names in batches]
+
+
+def _load(file: Path) -> Array:
+    """The array; a large one is mapped, and what is written into it stays in memory."""
+    array: Array = np.load(file, mmap_mode="c" if file.stat().st_size > MAPPED_BYTES else None)
+    return array
+
+
+def _file(batch: int, place: int) -> str:
+    return f"{batch:06}-{place}.npy"
 
 
 def ensure_references(job: Job, datasets: Sequence[Dataset]) -> list[Path]:
@@ -49,9 +72,12 @@ def _compute(job: Job, missing: Mapping[str, Dataset]) -> dict[str, Path]:
 
 def _save_outputs(runner: Runner, dataset: Dataset, folder: Path) -> None:
     folder.mkdir()
-    for index, outputs in enumerate(run_dataset(runner, dataset)):
-        arrays = {name: storable(array) for name, array in outputs.items()}
-        np.savez(folder / f"{index:06}.npz", **arrays)  # type: ignore[arg-type]
+    names = []
+    for batch, outputs in enumerate(run_dataset(runner, dataset)):
+        names.append(list(outputs))
+        for place, array in enumerate(outputs.values()):
+            np.save(folder / _file(batch, place), storable(array))
+    (folder / NAMES).write_text(json.dumps(names))
 
 
 @contextmanager

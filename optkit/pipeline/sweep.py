@@ -177,12 +177,7 @@ def points_of(
 
 def sample_dim(signature: Signature) -> str | None:
     """Name of the dynamic dimension that counts samples, or None where their number is fixed."""
-    axes = signature.batch_axes()
-    for spec in signature.inputs:
-        axis = axes[spec.name]
-        if axis is not None and spec.shape and isinstance(spec.shape[axis], str):
-            return str(spec.shape[axis])
-    return None
+    return next(iter(signature.batch_dims), None)
 
 
 def rows_of(signature: Signature, batch: Arrays) -> int:

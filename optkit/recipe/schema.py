@@ -70,6 +70,15 @@ def pass_facts(cls: type[Pass]) -> dict[str, Any]:
     }
 
 
+def frame_line() -> str:
+    """The keys that every entry has beside its pass's own options, with their values, in a line."""
+    schema = Step.model_json_schema()
+    keys = {name: spec for name, spec in schema["properties"].items() if name != "options"}
+    when = ", ".join(schema["$defs"]["When"]["properties"])
+    told = [f"{name} ({'{' + when + '}' if name == 'when' else _type(spec)})" for name, spec in keys.items()]
+    return f"In a recipe every pass also takes: {', '.join(told)}."
+
+
 def all_pass_facts() -> list[dict[str, Any]]:
     """What every pass is, third-party ones too; of those that cannot be imported only ``name`` and ``problem``."""
     return [_facts_or_problem(name) for name in names()]

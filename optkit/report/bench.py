@@ -185,7 +185,7 @@ def _starts(points: Sequence[BenchPoint]) -> list[int]:
 
 _TELLING: dict[str, Callable[[BenchPoint, CandidateFacts], str]] = {
     "engine": lambda _, each: _engine(each),
-    "threads": lambda point, _: str(point.threads),
+    "threads": lambda _, each: str(each.threads),
     "dims": lambda point, _: _dims(point),
 }
 """Columns that are there only where their cells differ; else a line says them once."""

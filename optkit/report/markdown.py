@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 
 from optkit.model.manifest import Manifest, Verdict
+from optkit.report.decisions import decisions_table
+from optkit.report.snippet import open_model
 from optkit.report.tables import (
     Table,
     fidelity_table,
@@ -22,18 +24,29 @@ def markdown(manifest: Manifest) -> str:
     parts = [title, _verdict(manifest.verdict), table_markdown(waterfall(manifest))]
     parts += [
         " ".join(timing_lines(manifest)),
+        table_markdown(decisions_table(manifest)),
         _notes(manifest),
         table_markdown(fidelity_table(manifest.verdict)),
         table_markdown(limits_table(manifest.verdict)),
     ]
-    if manifest.session:
-        entries = "\n".join(f"- `{key}` = `{value}`" for key, value in manifest.session.items())
-        parts.append(f"onnxruntime session config entries this model wants:\n\n{entries}")
+    parts.append(_session(manifest))
     if manifest.output is not None and not manifest.output.endswith(".onnx"):
         parts.append(f"The same again:\n\n```sh\n{command(manifest)}\n```")
     packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
     parts.append(f"optkit {here.optkit}, Python {here.python}, {here.cpu}, {here.cores} cores; {packages}.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _session(manifest: Manifest) -> str:
+    """The options that the result wants, and, where it was written, how plain onnxruntime opens it with them."""
+    parts = []
+    if manifest.session:
+        entries = "\n".join(f"- `{key}` = `{value}`" for key, value in manifest.session.items())
+        parts.append(f"onnxruntime session options this model wants (a key with a dot is a config entry):\n\n{entries}")
+    if manifest.output is not None:
+        where = "" if manifest.output.endswith(".onnx") else " (`open_model.py`)"
+        parts.append(f"In plain onnxruntime with the same options{where}:\n\n```python\n{open_model(manifest)}```")
+    return "\n\n".join(parts)
 
 
 def command(manifest: Manifest) -> str:
@@ -49,6 +62,7 @@ def verdict_markdown(verdict: Verdict, original: str, result: str) -> str:
     """The report of a comparison."""
     parts = [f"# optkit check: {original} against {result}", _verdict(verdict)]
     parts += [_metrics(verdict), table_markdown(fidelity_table(verdict)), table_markdown(limits_table(verdict))]
+    parts += [f"Note: {note}" for note in verdict.notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optkit.model.manifest import Manifest, Ratio, StepRecord, Verdict
+from optkit.report.snippet import result_threads
 from optkit.report.tables import Table, size
 
 BRIEF = 70
@@ -33,7 +34,7 @@ def waterfall(manifest: Manifest) -> Table:
 
 def timing_lines(manifest: Manifest) -> list[str]:
     """What the marks mean, and the full measurement in a sentence; or that nothing was timed, and why."""
-    timing, here = manifest.timing, manifest.environment
+    timing = manifest.timing
     lines = [MARK] if any("~" in cell for row in waterfall(manifest).rows for cell in row[2:4]) else []
     if timing is None:
         return [*lines, f"{manifest.timing_note[:1].upper()}{manifest.timing_note[1:]}."]
@@ -43,8 +44,14 @@ def timing_lines(manifest: Manifest) -> list[str]:
         *lines,
         f"Result against baseline: {in_words(ratio)}, {ratio.confidence:.0%} interval from {ratio.blocks} interleaved "
         f"blocks in {timing.launches} {'launches' if timing.launches > 1 else 'launch'}{again}.",
-        f"Timed on {ratio.inputs}, {here.threads} threads; timing took {manifest.timing_s:.0f} s.",
+        f"Timed on {ratio.inputs}, {_threads(manifest)}; timing took {manifest.timing_s:.0f} s.",
     ]
+
+
+def _threads(manifest: Manifest) -> str:
+    """``2 threads``; also those of the result, where it wants another number."""
+    usual, own = manifest.environment.threads, result_threads(manifest)
+    return f"{usual} threads" + ("" if own == usual else f" (the result: {own})")
 
 
 def in_words(ratio: Ratio) -> str:

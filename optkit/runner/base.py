@@ -33,7 +33,9 @@ class RunnerAbout:
     spinning: bool | None = None
     """Whether the engine's idle threads spin; None = the engine does not say."""
     session: Mapping[str, str] = field(default_factory=dict)
-    """Session config entries it was opened with."""
+    """Session options it was opened with, as in ``optkit.runner.session``."""
+    threads: int = 0
+    """Intra-op threads it computes with; 0 = the engine does not say."""
 
 
 class Runner(Protocol):

@@ -13,12 +13,12 @@ import numpy as np
 
 from optkit.data.dataset import Array, Arrays
 from optkit.errors import DataError, ModelError, ProviderError
-from optkit.model.machine import usable_threads
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.runner.base import Runner, RunnerAbout
 from optkit.runner.feeds import Port, fit_feeds, from_bfloat16
 from optkit.runner.providers import built_in, import_ort, ort_failures, placement, reason, require, short_name
+from optkit.runner.session import SECOND, apply, check, effective, provider_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -45,9 +45,6 @@ _NVIDIA = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 _BAD_FILE = {"InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel"}
 """onnxruntime's classes of errors that no choice of provider would mend."""
 
-_SECOND = {"TensorrtExecutionProvider": ("CUDAExecutionProvider",)}
-"""Provider -> providers that take what it refuses, before the CPU does."""
-
 
 class OnnxRunner(Runner):
     """A session of onnxruntime on one model.
@@ -59,12 +56,15 @@ class OnnxRunner(Runner):
         model: of form ``onnx`` or ``ort``.
         target: provider and threads.
         outputs: names to return, in this order; None = the model's own outputs.
-        session: onnxruntime session config entries, over those of ``model.session``.
+        session: onnxruntime session options as in ``optkit.runner.session``, over those of ``model.session``; only the
+            target's threads are above both.
         optimize: False switches all of onnxruntime's graph optimizations off.
         configure: sets session options that are no config entries (profiling), before the session is made.
 
     Raises:
-        ModelError: the file does not load, or has no tensor of a name in ``outputs``.
+        ModelError: the file does not load, has no tensor of a name in ``outputs``, or wants a session option that does
+            not exist.
+        UsageError: there is no such option in ``session``.
         ProviderError: the provider is not there, or did not start.
         PackageError: onnxruntime is not installed.
     """
@@ -85,7 +85,9 @@ class OnnxRunner(Runner):
         self._import_s = time.perf_counter() - begin
         provider = require(target.provider)
         declared = {spec.name for spec in model.signature.outputs}
-        self._entries = dict(model.session) | dict(session or {})
+        check(model.session, model.path)
+        check(session or {})
+        self._entries = effective({**model.session, **(session or {})}, target)
         structure, entries = None, {"session.record_ep_graph_assignment_info": "1"} | self._entries
         if outputs is not None and not declared.issuperset(outputs) and model.kind == "onnx":
             structure, entries = _with_outputs(model, outputs), entries | _beside(model)
@@ -93,7 +95,9 @@ class OnnxRunner(Runner):
         options = _options(target, entries, optimize)
         if configure is not None:
             configure(options)
-        self._session: onnxruntime.InferenceSession | None = _open(model, provider, options, structure)
+        self._threads: int = options.intra_op_num_threads
+        own = provider_options(entries)
+        self._session: onnxruntime.InferenceSession | None = _open(model, provider, own, options, structure)
         self._session_s = time.perf_counter() - begin
         self._inputs = {spec.name: _port(spec) for spec in self.session.get_inputs()}
         types = {spec.name: spec.type for spec in self.session.get_outputs()}
@@ -124,6 +128,7 @@ class OnnxRunner(Runner):
             placement=self.placement(),
             spinning=self._entries.get(_SPINNING, "1") == "1",
             session=self._entries,
+            threads=self._threads,
         )
 
     @property
@@ -208,33 +213,33 @@ def _options(target: Target, entries: Mapping[str, str], optimize: bool) -> onnx
     ort = import_ort()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes as an exception too, and is told once
-    options.intra_op_num_threads = target.threads or usable_threads()
-    options.inter_op_num_threads = 1
-    if short_name(target.provider) == "directml":
-        options.enable_mem_pattern = False  # DirectML refuses sessions that plan memory ahead
+    apply(options, entries, target)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    for key, value in entries.items():
-        options.add_session_config_entry(key, str(value))
     return options
 
 
 def _open(
-    model: Model, provider: str, options: onnxruntime.SessionOptions, structure: bytes | None
+    model: Model,
+    provider: str,
+    own: Mapping[str, str],
+    options: onnxruntime.SessionOptions,
+    structure: bytes | None,
 ) -> onnxruntime.InferenceSession:
-    """A session on the file, or on ``structure`` in its place."""
+    """A session on the file, or on ``structure`` in its place; ``own`` are the provider's options."""
     if not model.path.is_file():
         raise ModelError("There is no such model file.", file=model.path, fix="check the path")
     ort = import_ort()
     present = built_in().values()
-    names = [name for name in (provider, *_SECOND.get(provider, ())) if name in present] or None
+    names = [name for name in (provider, *SECOND.get(provider, ())) if name in present] or None
     if names is None:
-        options.add_provider_for_devices([d for d in ort.get_ep_devices() if d.ep_name == provider][:1], {})
+        options.add_provider_for_devices([d for d in ort.get_ep_devices() if d.ep_name == provider][:1], dict(own))
     elif provider in _NVIDIA:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()
+    providers = names and [(names[0], dict(own)), *names[1:]]
     try:
-        opened = ort.InferenceSession(structure or str(model.path), options, providers=names, enable_fallback=0)
+        opened = ort.InferenceSession(structure or str(model.path), options, providers=providers, enable_fallback=0)
     except ort_failures() as error:
         raise _load_error(model, provider, error) from error
     started = opened.get_providers()

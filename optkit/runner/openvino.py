@@ -72,7 +72,8 @@ class OpenVinoRunner(Runner):
         core = self._engine.Core()
         graph = self._read(core)
         loaded = time.perf_counter()
-        self._compiled: Any = self._compile(core, graph, target.threads or usable_threads())
+        self._threads = target.threads or usable_threads()
+        self._compiled: Any = self._compile(core, graph, self._threads)
         self._request: Any = self._compiled.create_infer_request()
         self._seconds = (imported - begin, loaded - imported, time.perf_counter() - loaded)
         self._inputs = {port.name: port for port in _ports(graph.inputs, model.signature.inputs)}
@@ -93,6 +94,7 @@ class OpenVinoRunner(Runner):
             session_s=session_s,
             precision=self._precision,
             session=self._entries,
+            threads=self._threads,
         )
 
     def run(self, inputs: Arrays) -> Arrays:

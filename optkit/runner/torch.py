@@ -73,6 +73,7 @@ class TorchRunner(Runner):
             import_s=import_s,
             load_s=load_s,
             session_s=session_s,
+            threads=torch.get_num_threads(),
         )
 
     def run(self, inputs: Arrays) -> Arrays:

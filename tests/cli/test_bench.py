@@ -68,6 +68,8 @@ def test_no_samples_leaves_them_out() -> None:
         (("m.onnx", "--budget", "0"), 2, "--budget 0 makes no sense."),
         (("m.onnx", "--load", "-5/s"), 2, "--load -5/s: that is no rate."),
         (("m.onnx", "--session", "spinning"), 2, "that is no entry"),
+        (("m.onnx", "--session", "spinning=0"), 2, "There is no session option 'spinning'"),
+        (("m.onnx", "--session", "execution_mode=2"), 2, "execution_mode does not take '2'"),
         (("m.onnx", "--threads", "0"), 2, "'0' is no whole number"),
         (("m.onnx", "--input", "nothing.npz"), 3, "do not exist"),
         (("m.onnx", "--provider", "cuda", *QUICK), 3, "m.onnx: The execution provider 'cuda' is not there."),

@@ -54,7 +54,8 @@ def test_the_facts_as_json_and_the_bundle(tmp_path: Path, asked: Asked) -> None:
     assert manifest.verdict.held and manifest.verdict.measured_on.source == str(tmp_path / "x.npz")
     assert manifest.verdict.measured_on.samples + 7 == 24, "30 % went to the search split"
     assert manifest.timing is None and "--no-bench" in manifest.timing_note
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "model.onnx", "recipe.yaml", "report.md"]
+    parts = ["manifest.json", "model.onnx", "open_model.py", "recipe.yaml", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == parts
     assert ops_of(out / "model.onnx")["MatMulInteger"] == 2
     stored = json.loads((out / "manifest.json").read_text())
     assert {**stored, "nonfinite": {}} == body["result"]

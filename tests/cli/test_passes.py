@@ -22,6 +22,8 @@ def test_show_prints_forms_options_and_defaults() -> None:
     assert told.code == 0
     for words in ("quantize-dynamic", "onnx to onnx; lossy", "per_channel", "boolean", "True", "exclude", "list of"):
         assert words in told.out
+    line = "also takes: id (string), required (boolean), keep (measured | always), when ({form, provider})."
+    assert line in " ".join(told.out.split())
     facts = call("passes", "show", "quantize-dynamic", "--json").body["result"]
     assert facts["forms"] == {"onnx": "onnx"} and facts["kind"] == "lossy"
     assert facts["options"]["per_channel"]["default"] is True and facts["options"]["per_channel"]["text"]

@@ -33,14 +33,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_options_reach_the_pipeline(asked: dict[str, Any]) -> None:
-    words = ["--dims", "batch=8", "--dims", "seq=32", "--threads", "2", "--session", "a=b", "--provider", "cpu"]
+    words = ["--dims", "batch=8", "--dims", "seq=32", "--threads", "2", "--session", "session.a=b", "--provider", "cpu"]
     more = ["--against", "o.onnx", "--trace", "t.json", "--force", "--input", "x.npz"]
     result = CliRunner().invoke(app, ["profile", "m.onnx", *words, *more])
     assert result.exit_code == 0, result.output
     assert (asked["model"], asked["against"]) == ("m.onnx", "o.onnx")
     assert asked["conditions"] == Conditions(Path("x.npz"), None, {"batch": 8, "seq": 32}, 2)
     assert (asked["trace"], asked["force"]) == (Path("t.json"), True)
-    assert asked["about"] == About(provider="cpu", session={"a": "b"})
+    assert asked["about"] == About(provider="cpu", session={"session.a": "b"})
 
 
 def test_it_prints_tables_and_sentences(asked: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from optkit.cli.app import app
+from optkit.model.manifest import Decision, Manifest
+from optkit.pipeline.optimize import optimize
 from tests.helpers import normal, onnx_model
+from tests.pipeline import toy
 
 TEXT = "g (float[batch,4] x) => (float[batch,3] logits) { logits = MatMul(x, w) }"
 
@@ -69,3 +72,24 @@ def test_against_is_shown_below_the_run() -> None:
     result = CliRunner().invoke(app, ["run", "m.onnx", "-i", "x.npz", "--against", "m.onnx"])
     assert result.exit_code == 0
     assert result.stdout.index("What ran where") < result.stdout.index("All limits held")
+
+
+@pytest.mark.parametrize("verb", [["run", "-i", "x.npz"], ["check", "m.onnx"], ["run", "--against", "m.onnx"]])
+def test_decisions_of_another_machine_are_told_once_on_stderr_and_in_the_result(
+    tmp_path: Path, verb: list[str]
+) -> None:
+    toy.write_model(tmp_path / "m.onnx")
+    optimize("m.onnx", toy.ScaleBy(), "out", bench=False)
+    decision = Decision(what="x", kept=True, speedup=1.2, low=1.1, high=1.3, reason="faster")
+    manifest = Manifest.model_validate_json(Path("out/manifest.json").read_bytes())
+    steps = (manifest.steps[0].model_copy(update={"decisions": (decision,)}),)
+    there = manifest.environment.model_copy(update={"cpu": "Other CPU"})
+    Path("out/manifest.json").write_text(
+        manifest.model_copy(update={"steps": steps, "environment": there}).model_dump_json()
+    )
+    result = CliRunner().invoke(app, [*verb, "out"])
+    assert result.exit_code == 0 and result.stdout.count("measured on Other CPU") == 1
+    assert result.stderr.count("note: The decision of this bundle was measured on Other CPU") == 1
+    as_json = CliRunner().invoke(app, [*verb, "out", "--json"])
+    assert len(json.loads(as_json.stdout)["result"]["notes"]) == 1
+    assert as_json.stderr == result.stderr and as_json.stderr.count("\n") == 1

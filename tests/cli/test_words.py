@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from optkit.cli.words import parse_counts, parse_dims, parse_entries, parse_load, parse_sizes
+from optkit.cli.words import parse_counts, parse_dims, parse_entries, parse_load, parse_rules, parse_sizes
 from optkit.errors import UsageError
 
 
@@ -28,6 +28,11 @@ def test_counts_rates_and_entries() -> None:
     assert parse_load(None, None) is None
     entry = "session.intra_op.allow_spinning=0"
     assert parse_entries([entry, "a=b=c"]) == {"session.intra_op.allow_spinning": "0", "a": "b=c"}
+
+
+def test_rules_that_were_given() -> None:
+    given = {"models": ["m"], "budget": 3.0, "seed": 0, "margin": None, "json": True}
+    assert parse_rules(given) == {"budget_s": 3.0, "seed": 0}
 
 
 @pytest.mark.parametrize(

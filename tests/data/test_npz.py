@@ -3,7 +3,9 @@ import pickle
 import numpy as np
 import pytest
 
+from optkit.data.open import open_inputs
 from optkit.errors import DataError
+from optkit.model.signature import Signature, parse_signature
 
 X = np.arange(30, dtype=np.float32).reshape(10, 3)
 
@@ -85,6 +87,39 @@ def test_fixed_batch_overrides_and_pads_with_the_last_row(tmp_path, opened):
 def test_one_array_and_one_input_need_no_common_name(tmp_path, opened):
     np.savez(tmp_path / "e.npz", X)
     np.testing.assert_array_equal(next(opened("pixels=float32[batch,3]", "e.npz").batches()).inputs["pixels"], X[:8])
+
+
+def test_an_array_of_another_name_is_taken_for_the_only_input_and_the_source_says_so(tmp_path, opened):
+    name = save(tmp_path / "e.npz", data=X)
+    data = opened("x=float32[batch,3]", name)
+    np.testing.assert_array_equal(next(data.batches()).inputs["x"], X[:8])
+    assert data.source == "e.npz, whose array 'data' is taken for the input 'x'"
+    assert opened("x=float32[batch,3]", name, columns={"x": "data"}).source == "e.npz"
+    np.savez(tmp_path / "nameless.npz", X)
+    assert opened("x=float32[batch,3]", "nameless.npz").source == "nameless.npz"
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        ("attention_mask", "input_ids"),
+        ("pixel_values", "input_ids"),
+        ("audio", "image"),
+        ("token_type_ids", "ids_mask"),
+    ],
+)
+def test_an_array_called_as_another_kind_of_input_is_refused(tmp_path, opened, found, wanted):
+    name = save(tmp_path / "e.npz", **{found: X})
+    with pytest.raises(DataError, match=f"nothing named '{wanted}'") as caught:
+        opened(f"{wanted}=float32[batch,3]", name)
+    assert f"columns: {{{wanted}: NAME_IN_THE_DATA}}" in caught.value.fix
+
+
+def test_an_array_called_as_an_output_is_refused(tmp_path):
+    np.savez(tmp_path / "e.npz", logits=X)
+    signature = Signature(parse_signature("x=float32[batch,3]"), parse_signature("logits=float32[batch,3]"))
+    with pytest.raises(DataError, match="nothing named 'x'"):
+        open_inputs(tmp_path / "e.npz", signature=signature, preprocess={}, assets_dir=None)
 
 
 def test_columns_rename(tmp_path, opened):

@@ -73,7 +73,7 @@ def test_such_a_model_runs_and_is_judged_sample_by_sample(tmp_path: Path) -> Non
     onnx.save(onnx_model(text, {"w": normal(4, 6)}), path)
     np.savez(tmp_path / "e.npz", x=normal(5, 4, seed=2))  # two of them become the search split
     manifest = optimize(
-        path, toy.Session(entries={"a": "1"}), data={"evaluation": str(tmp_path / "e.npz")}, bench=False
+        path, toy.Session(entries={"session.a": "1"}), data={"evaluation": str(tmp_path / "e.npz")}, bench=False
     )
     assert (manifest.verdict.held, manifest.verdict.measured_on.samples) == (True, 3)
     assert [output.rows for output in manifest.verdict.outputs] == [3]

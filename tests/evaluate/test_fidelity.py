@@ -7,18 +7,7 @@ from optkit.data.dataset import Batch
 from optkit.errors import DataError
 from optkit.evaluate.fidelity import Fidelity
 from optkit.evaluate.rows import OutputOptions
-
-
-def compare(a, b, *, batch=None, options=None, name="y", inputs=None, labels=None, may_change=frozenset()):
-    """Feed [N, ...] arrays in batches of ``batch``."""
-    fidelity = Fidelity(name, options, may_change)
-    step = batch or len(a)
-    for start in range(0, len(a), step):
-        part = slice(start, start + step)
-        size = len(a[part])
-        held = {key: value[part] for key, value in (inputs or {}).items()}
-        fidelity.update(a[part], b[part], Batch(held, size, None if labels is None else labels[part]))
-    return fidelity
+from tests.evaluate.toy import compare
 
 
 def test_figures_worked_out_by_hand():
@@ -71,7 +60,7 @@ def test_rows_are_cut_into_blocks_without_changing_the_figures(monkeypatch):
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(2, 20, 9))
     whole = compare(a, b).result()
-    monkeypatch.setattr("optkit.evaluate.fidelity.BLOCK", 30)
+    monkeypatch.setattr("optkit.evaluate.rows.BLOCK", 30)
     assert compare(a, b).result().cosine_worst == pytest.approx(whole.cosine_worst, rel=1e-12)
     assert compare(a, b).result().worst_sample == whole.worst_sample
 

@@ -1,13 +1,15 @@
-"""A dataset held in memory, and outputs cut into its batches."""
+"""A dataset held in memory, outputs cut into its batches, and one output compared batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from optkit.data.dataset import Array, Arrays, Batch
+from optkit.evaluate.fidelity import Fidelity
+from optkit.evaluate.rows import OutputOptions
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,25 @@ def toy(count: int, **more: object) -> ToyData:
 def cut(outputs: Arrays, batch: int = 4) -> list[Arrays]:
     count = len(next(iter(outputs.values())))
     return [{name: array[i : i + batch] for name, array in outputs.items()} for i in range(0, count, batch)]
+
+
+def compare(
+    a: Array,
+    b: Array,
+    *,
+    batch: int | None = None,
+    options: OutputOptions | None = None,
+    name: str = "y",
+    inputs: Mapping[str, Array] | None = None,
+    labels: Array | None = None,
+    may_change: frozenset[str] = frozenset(),
+) -> Fidelity:
+    """Feed [N, ...] arrays in batches of ``batch``."""
+    fidelity = Fidelity(name, options, may_change)
+    step = batch or len(a)
+    for start in range(0, len(a), step):
+        part = slice(start, start + step)
+        size = len(a[part])
+        held = {key: value[part] for key, value in (inputs or {}).items()}
+        fidelity.update(a[part], b[part], Batch(held, size, None if labels is None else labels[part]))
+    return fidelity

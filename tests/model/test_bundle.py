@@ -28,6 +28,7 @@ from optkit.pipeline.optimize import optimize
 from tests.helpers import normal, onnx_model, run_onnx
 from tests.pipeline import toy
 
+PARTS = ["manifest.json", "model.onnx", "open_model.py", "recipe.yaml", "report.md"]
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 
 
@@ -342,8 +343,10 @@ def test_a_bundle_with_files_of_others_is_refused_and_they_are_named(tmp_path: P
     for name, content in model_bytes(external=True, value=1.0, name="model.onnx").items():
         (out / name).write_bytes(content)
     (out / "preprocess" / "input_ids").mkdir(parents=True)
-    for name in ("recipe.yaml", "report.md", "preprocess.json", "preprocess/input_ids/tokenizer.json"):
+    for name in ("recipe.yaml", "report.md", "open_model.py", "preprocess.json", "preprocess/input_ids/tokenizer.json"):
         (out / name).write_text("x")
+    (out / "__pycache__").mkdir()
+    (out / "__pycache__" / "open_model.cpython-311.pyc").write_text("left by an import")
     check_output(out, force=True)
     for name in ("notes.txt", "preprocess/mine.md"):
         (out / name).write_text("mine")
@@ -408,7 +411,7 @@ def test_a_bundle_has_its_parts_and_gives_the_results_of_the_cache(tmp_path: Pat
     entries = {"session.intra_op.allow_spinning": "0"}
     passes = [toy.ScaleBy(), toy.Session(entries=entries)]
     manifest = optimize(toy.write_model(tmp_path / "m.onnx"), passes, tmp_path / "out", bench=False)
-    assert names(tmp_path / "out") == ["manifest.json", "model.onnx", "recipe.yaml", "report.md"]
+    assert names(tmp_path / "out") == PARTS
     opened = Model.open(tmp_path / "out")
     assert opened.session == entries
     assert opened.digest == manifest.result.digest
@@ -419,9 +422,16 @@ def test_a_bundle_has_its_parts_and_gives_the_results_of_the_cache(tmp_path: Pat
     np.testing.assert_array_equal(run_onnx(opened, toy.arrays())["y"], run_onnx(cached, toy.arrays())["y"])
 
 
+def test_an_old_bundle_without_the_lines_that_open_it_does_as_well(tmp_path: Path) -> None:
+    optimize(toy.write_model(tmp_path / "m.onnx"), toy.ScaleBy(), tmp_path / "out", bench=False)
+    (tmp_path / "out" / "open_model.py").unlink()
+    assert Model.open(tmp_path / "out").form == "onnx"
+    check_output(tmp_path / "out", force=True)
+
+
 def test_one_data_file_becomes_model_onnx_data(external: Path, tmp_path: Path) -> None:
-    manifest = optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
-    assert names(tmp_path / "out") == ["manifest.json", "model.onnx", "model.onnx.data", "recipe.yaml", "report.md"]
+    manifest = optimize(external, toy.Session(entries={"session.a": "1"}), tmp_path / "out", bench=False)
+    assert names(tmp_path / "out") == sorted([*PARTS, "model.onnx.data"])
     assert external_files(tmp_path / "out" / "model.onnx") == [tmp_path / "out" / "model.onnx.data"]
     assert Model.open(tmp_path / "out").digest == manifest.result.digest
     assert f'"digest": "{manifest.result.digest}"' in (tmp_path / "out" / "manifest.json").read_text()
@@ -437,7 +447,7 @@ def test_several_data_files_keep_their_names(tmp_path: Path) -> None:
     proto = onnx_model(text, {"a": normal(4, 3), "b": normal(4, 3, seed=1)})
     path = tmp_path / "given" / "m.onnx"
     onnx.save(proto, path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
-    optimize(path, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
+    optimize(path, toy.Session(entries={"session.a": "1"}), tmp_path / "out", bench=False)
     assert {"a", "b"} <= set(names(tmp_path / "out"))
     check_output(tmp_path / "out", force=True)
     assert Model.open(tmp_path / "out").digest == Model.open(path).digest
@@ -447,7 +457,7 @@ def test_external_data_behind_a_link_are_copied(external: Path, tmp_path: Path) 
     data = external.parent / "weights" / "m.bin"
     data.rename(external.parent / "blob")
     data.symlink_to(external.parent / "blob")
-    optimize(external, toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
+    optimize(external, toy.Session(entries={"session.a": "1"}), tmp_path / "out", bench=False)
     copied = tmp_path / "out" / "model.onnx.data"
     assert copied.read_bytes() == data.read_bytes()
     assert not copied.is_symlink()
@@ -455,7 +465,7 @@ def test_external_data_behind_a_link_are_copied(external: Path, tmp_path: Path) 
 
 def test_a_relative_path_does_as_well(external: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(external.parent)
-    optimize("m.onnx", toy.Session(entries={"a": "1"}), "out", bench=False)
+    optimize("m.onnx", toy.Session(entries={"session.a": "1"}), "out", bench=False)
     assert Model.open("out").digest == Model.open(external.parent / "out").digest
 
 
@@ -468,7 +478,7 @@ def test_the_model_alone_comes_with_its_data(tmp_path: Path, monkeypatch: pytest
     given = tmp_path / "given" / "m.onnx"
     onnx.save(onnx_model(text, {"w": wide}), given, save_as_external_data=True, location="m.bin", size_threshold=0)
     out = tmp_path / "new" / "out.onnx"
-    manifest = optimize(given, toy.Session(entries={"a": "1"}), out, bench=False)
+    manifest = optimize(given, toy.Session(entries={"session.a": "1"}), out, bench=False)
     files = external_files(out)
     assert [file.name for file in files] == ([data_name("out.onnx", sha256_files(files))] if above == 16 else [])
     assert names(out.parent) == sorted(["out.onnx", *(file.name for file in files)])
@@ -523,7 +533,7 @@ def test_a_tokenizer_given_as_a_file_of_another_name_is_found_again(tmp_path: Pa
     shutil.copy(SAMPLES / "reviews_transformer.onnx", tmp_path / "m.onnx")
     shutil.copy(SAMPLES / "reviews_tokenizer" / "tokenizer.json", tmp_path / "words.json")
     (tmp_path / "data.yaml").write_text("preprocess: {input_ids: {kind: text, tokenizer: words.json, max_length: 16}}")
-    optimize(tmp_path / "m.onnx", toy.Session(entries={"a": "1"}), tmp_path / "out", bench=False)
+    optimize(tmp_path / "m.onnx", toy.Session(entries={"session.a": "1"}), tmp_path / "out", bench=False)
     (tmp_path / "words.json").unlink()
     (tmp_path / "t.txt").write_text("a fine film\n")
     assert infer(tmp_path / "out", inputs=tmp_path / "t.txt").facts.data.samples == 1

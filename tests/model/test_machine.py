@@ -4,11 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from optkit.model import machine as room
-from optkit.model.machine import Machine, fingerprint, machine, ort_version, usable_threads
+from optkit.model.machine import Machine, differences, fingerprint, machine, ort_version, usable_threads
+from optkit.model.manifest import Environment
 from optkit.model.target import Target
 
 BOX = Machine("a", "x86_64", ("avx2", "avx512_vnni"), 8, 16, 16, None, 2**34)
@@ -123,11 +125,48 @@ def test_fingerprint_follows_what_timings_depend_on(monkeypatch: pytest.MonkeyPa
         fingerprint(Target(threads=2, shapes={"batch": 8})),
         fingerprint(Target(threads=1, shapes={"batch": 1})),
         fingerprint(Target("cuda", threads=1, shapes={"batch": 8})),
+        fingerprint(Target(shapes={"batch": 8})),
     ]
     monkeypatch.setattr(room, "machine", lambda: BOX)
     others.append(fingerprint(Target(threads=1, shapes={"batch": 8})))
-    assert len({base, *others}) == 5
+    assert len({base, *others}) == 6
     assert len(base) == 64
+
+
+THERE = Environment(
+    optkit="0", python="3", platform="l", cpu="A", cpu_features=("avx2", "avx512_vnni"), cores=8, threads=4,
+    provider="cpu", packages={"onnxruntime": "1.31.1", "numpy": "2"}, physical_cores=4, affinity=8,
+)  # fmt: skip
+
+
+def test_a_machine_does_not_differ_from_itself_whatever_does_not_matter() -> None:
+    assert differences(THERE, THERE) == []
+    other = {"optkit": "1", "python": "4", "platform": "m", "load_average": 3.0, "threads": 1, "memory_bytes": 5}
+    assert differences(THERE, THERE.model_copy(update=other)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"cpu": "B"}, ("A", "B")),
+        ({"cpu_features": ("avx2", "avx512_bf16")}, ("avx512_vnni, no avx512_bf16", "avx512_bf16, no avx512_vnni")),
+        ({"physical_cores": 2}, ("4 physical cores", "2 physical cores")),
+        ({"affinity": 1}, ("8 usable cores", "1 usable core")),
+        ({"cpu_limit": 1.5}, ("no cgroup limit", "a cgroup limit of 1.5")),
+        ({"packages": {"onnxruntime": "1.30.0"}}, ("onnxruntime 1.31.1", "onnxruntime 1.30.0")),
+        ({"provider": "cuda"}, ("provider cpu", "provider cuda")),
+        ({"gpus": ("H200",)}, ("no GPU", "H200")),
+    ],
+)
+def test_what_differs_is_told_of_both(change: dict[str, Any], told: tuple[str, str]) -> None:
+    other = THERE.model_copy(update=change)
+    assert differences(THERE, other) == [told]
+    assert differences(other, THERE) == [told[::-1]]
+
+
+def test_what_an_older_manifest_does_not_know_is_no_difference() -> None:
+    old = THERE.model_copy(update={"physical_cores": None, "affinity": None, "packages": {}})
+    assert differences(old, THERE.model_copy(update={"cpu_limit": 2.0})) == []
 
 
 def test_ort_version_names_the_distribution_without_importing_it() -> None:

@@ -114,12 +114,6 @@ def test_cut_off_onnx(tmp_path: Path) -> None:
     refused(path, "cut off or no ONNX model")
 
 
-@pytest.mark.parametrize("name", ["m.onnx", "m.pt", "notes.txt"])
-def test_text_file(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("this is a text file, and no model at all")
-    refused(tmp_path / name, "no ONNX model")
-
-
 def test_ort(tmp_path: Path) -> None:
     (tmp_path / "m.ort").write_bytes(b"\x20\x00\x00\x00ORTM" + b"\0" * 64)
     model = open_model(tmp_path / "m.ort")
@@ -161,22 +155,6 @@ def test_folder_that_is_no_model(tmp_path: Path) -> None:
     refused(tmp_path, "neither a Hugging Face model nor a bundle")
     (tmp_path / "a.onnx").touch()
     assert str(tmp_path / "a.onnx") in refused(tmp_path, "neither").fix
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
-        (b"GGUF\x03\x00\x00\x00" + b"\0" * 32, "GGUF file"),
-        (b"\x89HDF\r\n\x1a\n" + b"\0" * 32, "HDF5"),
-        (b"\x1c\x00\x00\x00TFL3" + b"\0" * 32, "TensorFlow Lite"),
-        (b'<?xml version="1.0"?><net/>', "XML"),
-        (pickle.dumps({"a": 1}), "Python pickle, but not one of torch.save"),
-    ],
-)
-def test_foreign_files_are_named(tmp_path: Path, content: bytes, what: str) -> None:
-    (tmp_path / "model").write_bytes(content)
-    refused(tmp_path / "model", what)
 
 
 def test_zip_that_is_none_of_torchs(tmp_path: Path) -> None:

@@ -74,3 +74,16 @@ def test_near_misses_stay_and_say_why(body: str, reason: str) -> None:
 def test_nothing_to_fold() -> None:
     outcome = run_pass(FoldBatchnorm(), onnx_model("g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }"))
     assert (outcome.changed, outcome.notes) == (0, ["the graph has no batch normalization"])
+
+
+def test_a_bias_whose_name_the_new_one_takes_stays() -> None:
+    """The rule calls the bias that it makes ``w_bias``."""
+    text = """g (float[n,2,4,4] x) => (float[n,3,2,2] y) {
+        c = Conv(x, w) b = BatchNormalization(c, gamma, beta, mean, variance) y = Add(b, w_bias) }"""
+    values = {"w": normal(3, 2, 3, 3), "gamma": normal(3, seed=1), "beta": normal(3, seed=2), "mean": normal(3, seed=3)}
+    values |= {"variance": np.abs(normal(3, seed=4)) + 1, "w_bias": normal(3, 1, 1, seed=5)}
+    model = open_any(onnx_model(text, values))
+    outcome = run_pass(FoldBatchnorm(), model)
+    assert outcome.changed == 1
+    inputs = {"x": normal(2, 2, 4, 4, seed=6)}
+    np.testing.assert_allclose(run_onnx(outcome.model, inputs)["y"], run_onnx(model, inputs)["y"], rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,14 @@ def test_facts_of_a_candidate_are_those_of_its_file_and_process(swept: BenchFact
             assert each.placement == {"cpu": {"MatMul": 1, "Relu": 1}}
             assert each.peak_mb > 20 and each.phases.warm_up_calls >= 2
             assert each.steady.throughput * each.steady.mean_ms / 1e3 == pytest.approx(point.dims["batch"])
+
+
+def test_a_model_gets_the_threads_it_wants_unless_some_were_asked_for(model: Path) -> None:
+    opened = replace(Model.open(model), session={"intra_op_num_threads": "3"})
+    (free,) = bench([opened], rules=QUICK).points
+    assert [(each.threads, each.session) for each in free.candidates] == [(3, opened.session)]
+    (asked,) = bench([opened], threads=[1], rules=QUICK).points
+    assert [(each.threads, each.session) for each in asked.candidates] == [(1, {})]
 
 
 def test_raw_samples_are_the_calls_that_were_counted(swept: BenchFacts) -> None:

@@ -10,8 +10,17 @@ import onnx
 import pytest
 
 from optkit.model.model import Model
-from optkit.pipeline.contract import CHECK_SAMPLES, Check, check_split, check_step, may_change
+from optkit.pipeline.contract import (
+    CHECK_SAMPLES,
+    Check,
+    check_batches,
+    check_notes,
+    check_split,
+    check_step,
+    may_change,
+)
 from optkit.pipeline.job import Job
+from optkit.pipeline.plan import make_plan
 from tests.helpers import MemoryData, normal, onnx_model
 from tests.pipeline import toy
 from tests.pipeline.toy import arrays, make_job
@@ -38,6 +47,33 @@ def test_at_most_32_samples_of_the_search_split_are_looked_at(tmp_path: Path) ->
     np.testing.assert_array_equal(np.concatenate([b.inputs["x"] for b in looked.batches()]), many.arrays["x"][:32])
     alone = check_split(replace(job, splits={"evaluation": MemoryData("evaluation", arrays(7))}))
     assert alone.count == 7
+
+
+@pytest.mark.parametrize(("allowed", "batches"), [(479, 2), (480, 3), (1, 1)])
+def test_large_outputs_are_compared_on_their_first_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int, batches: int
+) -> None:
+    """Five outputs of 4 bytes a sample, 8 samples a batch, 3 batches; the files' own heads count too."""
+    monkeypatch.setattr("optkit.pipeline.contract.CHECK_BYTES", allowed + 3 * 2 * 128)
+    grows = arrays(24, 5)["x"] * np.repeat(np.float32([1, 2, 4]), 8)[:, None]
+    job = make_job(tmp_path)
+    job = replace(job, splits={**job.splits, "search": MemoryData("search", {"x": grows})})
+    assert check_batches(job) == batches
+    told = f"steps are checked on {8 * batches} of 24 samples, because the outputs are large"
+    assert check_notes(job) == ((told,) if batches < 3 else ())
+    check = check_step(job, job.original, scaled(job, tmp_path, 2.0), toy.ScaleBy(), [])
+    y = grows[: 8 * batches].astype(np.float64) @ toy.WEIGHTS["w"]
+    assert check.drift is not None
+    assert check.drift.max_error_std == pytest.approx(np.abs(y).max() / y.std(), rel=1e-5)
+
+
+def test_the_plan_says_that_few_samples_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optkit.pipeline.contract.CHECK_BYTES", 1)
+    np.savez(tmp_path / "e.npz", **arrays(40))
+    model, data = toy.write_model(tmp_path / "m.onnx"), {"evaluation": tmp_path / "e.npz"}
+    note = "steps are checked on 8 of 12 samples, because the outputs are large"
+    assert note in make_plan(model, toy.ScaleBy(), None, {"data": data}).notes
+    assert note not in make_plan(model, toy.ScaleBy(), None, {"data": data}, write=False).notes
 
 
 @pytest.mark.parametrize(("excess", "breach"), [(0.9, False), (1.1, True)])

@@ -195,6 +195,19 @@ def test_a_missed_budget_is_exit_code_5(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("speed", "told"), [(0.8, "The step 'slow' cost most (0.80x the speed"), (1.1, "")])
+def test_a_missed_speed_limit_names_the_step_that_cost_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speed: float, told: str
+) -> None:
+    slow = Step(id="slow", options=toy.ScaleBy(), keep="always")
+    Stopwatch(speed, *([speed] if speed < 1 else []), 0.7, 0.7, 1.05).installed(monkeypatch)
+    model, recipe = toy.write_model(tmp_path / "m.onnx"), optkit.Recipe(passes=[slow, toy.Aside()])
+    with pytest.raises(BudgetMissed, match=r"speedup is 0\.7") as error:
+        optkit.optimize(model, recipe, cache=Cache(tmp_path / "cache"))
+    assert told in error.value.message
+    assert ("cost most" in error.value.message) is bool(told)
+
+
 def test_accuracy_outranks_the_budget_and_both_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Stopwatch(0.5).installed(monkeypatch)
     with pytest.raises(AccuracyMissed, match=r"cosine of y is -1.* speedup is 0\.5"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from optkit.bench.peaks import measure_peaks
 from optkit.bench.profile import Profiled, profile_model
 from optkit.bench.profile_facts import ProfileFacts
 from optkit.errors import ModelError, OutputError, PackageError, UsageError
+from optkit.model.machine import usable_threads
+from optkit.model.model import Model
 from optkit.pipeline import profile as module
 from optkit.pipeline.candidates import About
 from optkit.pipeline.isolate import isolated
@@ -79,6 +82,17 @@ def test_the_child_gets_batches_of_one_shape(asked: Asked) -> None:
 def test_session_entries_reach_the_child(asked: Asked) -> None:
     profile("m.onnx", about=About(session={"session.intra_op.allow_spinning": "0"}))
     assert asked[0][1].session == {"session.intra_op.allow_spinning": "0"}
+
+
+def test_a_model_gets_the_threads_it_wants_unless_some_were_asked_for(asked: Asked) -> None:
+    about = About(session={"intra_op_num_threads": "3"})
+    assert profile("m.onnx", about=about).threads == 3
+    assert profile("m.onnx", about=about, conditions=Conditions(threads=1)).threads == 1
+    assert [call[2].threads for call in asked if call[0] is profile_model] == [3, 1]
+    more = usable_threads() + 1
+    own = replace(Model.open("other.onnx"), session={"intra_op_num_threads": str(more)})
+    facts = profile("m.onnx", against=own, conditions=Conditions(dims={"batch": 8}))
+    assert facts.notes[-1:] == (f"other.onnx wants, and got, {more} threads",)
 
 
 def test_two_models_are_lined_up(asked: Asked) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from optkit.cli.render import show_manifest
 from optkit.model.model import Assets, Model
+from optkit.pipeline.infer import infer
 from optkit.pipeline.names import file_name, member_name
 from optkit.pipeline.optimize import optimize
 from optkit.pipeline.outputs import write_npz
@@ -63,7 +66,7 @@ def test_the_model_alone_says_what_it_lacks(tmp_path: Path, capsys: pytest.Captu
     out = tmp_path / "out.onnx"
     manifest = optimize(text_model(tmp_path, "x"), toy.Session(entries=ENTRIES), out, bench=False)
     session, preprocess = manifest.notes
-    assert session.endswith("set session.intra_op.allow_spinning=0, session.x=1")
+    assert session.endswith("set the config entries session.intra_op.allow_spinning=0, session.x=1")
     assert preprocess == "out.onnx alone does not include the preprocessing of x: a bundle does"
     assert f"- {session}\n- {preprocess}" in markdown(manifest)
     show_manifest(manifest)
@@ -72,3 +75,51 @@ def test_the_model_alone_says_what_it_lacks(tmp_path: Path, capsys: pytest.Captu
     assert f"Note: {preprocess}" in told
     assert optimize(tmp_path / "m.onnx", toy.ScaleBy(), tmp_path / "plain.onnx", bench=False).notes == ()
     assert optimize(tmp_path / "m.onnx", toy.Session(entries=ENTRIES), tmp_path / "bundle", bench=False).notes == ()
+
+
+WANTED = {
+    "execution_mode": "parallel",
+    "inter_op_num_threads": "2",
+    "intra_op_num_threads": "1",
+    "session.intra_op.allow_spinning": "0",
+    "enable_cpu_mem_arena": "0",
+    "free_dimension_override_by_name:other": "5",
+}
+
+
+def test_the_model_alone_says_which_options_are_set_where(tmp_path: Path) -> None:
+    toy.write_model(tmp_path / "m.onnx")
+    entries = {"a.b": "1", "execution_mode": "parallel", "enable_mem_pattern": "0", "provider_option:x": "2"}
+    (note,) = optimize(tmp_path / "m.onnx", toy.Session(entries=entries), tmp_path / "out.onnx", bench=False).notes
+    assert note.endswith(
+        "wants: set the config entries a.b=1; of SessionOptions execution_mode=parallel, enable_mem_pattern=0; "
+        "of the execution provider x=2"
+    )
+
+
+OPENED = """
+import sys, numpy as np
+sys.path.insert(0, sys.argv[1])
+from open_model import options, session
+np.savez(sys.argv[3], **dict(zip(["y", "side"], session.run(None, {"x": np.load(sys.argv[2])["x"]}))))
+print(options.intra_op_num_threads, options.inter_op_num_threads, options.execution_mode.name)
+print(options.enable_cpu_mem_arena, options.get_session_config_entry("session.intra_op.allow_spinning"))
+print("optkit" in sys.modules)
+"""
+
+
+def test_plain_onnxruntime_opens_a_bundle_with_the_same_options_and_gives_the_same(tmp_path: Path) -> None:
+    toy.write_model(tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", **toy.arrays(5))
+    passes = [toy.ScaleBy(), toy.Session(entries=WANTED)]
+    manifest = optimize(tmp_path / "m.onnx", passes, tmp_path / "out", bench=False)
+    assert manifest.session == WANTED
+    command = [sys.executable, "-c", OPENED, *(str(tmp_path / name) for name in ("out", "x.npz", "plain.npz"))]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == ["1 2 ORT_PARALLEL", "False 0", "False"]
+    ran = infer(tmp_path / "out", inputs=tmp_path / "x.npz", batch=5, output=tmp_path / "y.npz")
+    assert ran.facts.threads == 1
+    with np.load(tmp_path / "plain.npz") as plain, np.load(tmp_path / "y.npz") as own:
+        for name in ("y", "side"):
+            np.testing.assert_array_equal(plain[name], own[name])
+    assert optimize(tmp_path / "m.onnx", passes, tmp_path / "out", bench=False, force=True).output

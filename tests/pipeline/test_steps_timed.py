@@ -101,7 +101,7 @@ def test_what_was_chosen_by_timing_belongs_to_the_machine_and_can_be_measured_ag
 ) -> None:
     def chosen(policy: Policy = CALM) -> Any:
         _, (record,) = run(job, toy.Chooses(calls=str(tmp_path / "calls")), policy=policy)
-        return record.cached, record.decisions[0]["speedup"]
+        return record.cached, record.decisions[0].speedup
 
     Stopwatch(1.5, 2.5, 3.5, 4.5).installed(monkeypatch)
     assert [chosen(), chosen(), chosen(Policy(bench=False, remeasure=True))] == [

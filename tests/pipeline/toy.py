@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from optkit.data.dataset import Arrays
 from optkit.evaluate.limits import Limits
-from optkit.model.manifest import StepRecord
+from optkit.model.manifest import Decision, StepRecord
 from optkit.model.model import Form, Model
 from optkit.model.signature import Signature
 from optkit.model.target import Target
@@ -202,11 +202,13 @@ class ForTarget(ScaleBy):
 class Chooses(ScaleBy):
     """Choose by timing."""
 
-    decides_by_time: ClassVar[bool] = True
+    def decides_by_time(self) -> bool:
+        return True
 
     def __call__(self, model: Model, ctx: Context) -> Outcome:
         speedup = ctx.time([model, model])[1].speedup
-        return replace(super().__call__(model, ctx), decisions=[{"speedup": speedup}])
+        decision = Decision(what="toy", kept=True, speedup=speedup, reason="it was asked for")
+        return replace(super().__call__(model, ctx), decisions=[decision])
 
 
 class NeedsPackage(Toy):

@@ -99,13 +99,17 @@ def test_only_what_differs_is_a_column_and_the_rest_is_said_once() -> None:
     assert {"engine", "threads", "dims"}.isdisjoint(bench_tables(same)[0].heads)
     assert "onnxruntime, 2 threads, batch=8" in bench_lines(same)[0]
     other = candidate("a.onnx@openvino", engine="openvino", precision="bf16")
-    swept = bench_facts(
-        point(candidate("a.onnx"), other), point(candidate("a.onnx"), other, dims={"batch": 32}, threads=1)
-    )
+    one = [candidate("a.onnx", threads=1), candidate("a.onnx@openvino", engine="openvino", precision="bf16", threads=1)]
+    swept = bench_facts(point(candidate("a.onnx"), other), point(*one, dims={"batch": 32}, threads=1))
     found = rows(swept)
     assert [row["engine"] for row in found] == ["onnxruntime", "openvino bf16"] * 2
     assert [(row["dims"], row["threads"]) for row in found] == [("batch=8", "2")] * 2 + [("batch=32", "1")] * 2
     assert bench_tables(swept)[0].rules == (1,)
+
+
+def test_a_candidate_with_threads_of_its_own_is_shown_with_them() -> None:
+    found = rows(bench_facts(point(candidate("a.onnx"), candidate("b.onnx", threads=1))))
+    assert [row["threads"] for row in found] == ["2", "1"]
 
 
 def test_a_provider_is_named_beside_its_engine() -> None:

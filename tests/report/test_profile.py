@@ -9,39 +9,20 @@ import pytest
 from optkit.bench.lineup import line_up
 from optkit.bench.profile import NodeProfile, Profiled
 from optkit.bench.profile_facts import ModelProfile, ProfileFacts
-from optkit.bench.roofline import analyse
+from optkit.bench.roofline import model_profile
 from optkit.model.manifest import Environment
 from optkit.report.profile import profile_lines, profile_markdown, profile_tables, unit_of
 from tests.bench.toy_profile import PEAKS, H, W, X, node, profiled
 
 
-def model_profile(label: str, found: Profiled) -> ModelProfile:
-    seen = analyse(found, PEAKS)
-    return ModelProfile(
-        label=label,
-        path=label,
-        kind="onnx",
-        engine=found.engine,
-        version=found.version,
-        provider="cpu",
-        digest="0",
-        size_bytes=1,
-        latency_ms=found.plain_s * 1e3,
-        calls=len(found.plain_times),
-        profiled_ms=found.profiled_s * 1e3,
-        profiled_calls=found.profiled_calls,
-        nodes_ms=seen.nodes_ms,
-        profiler_us=found.cost_s * 1e6,
-        scale=seen.scale,
-        nodes=seen.nodes,
-        operators=seen.operators,
-        gain_ms=seen.gain_ms,
-    )
+def about(label: str, found: Profiled) -> ModelProfile:
+    about_it = {"label": label, "path": label, "kind": "onnx", "provider": "cpu", "digest": "0"}
+    return model_profile(found, PEAKS, size_bytes=1, **about_it)
 
 
 def facts_of(found: Profiled, other: Profiled | None = None) -> ProfileFacts:
-    one = model_profile("m.onnx", found)
-    against = None if other is None else model_profile("int8.onnx", other)
+    one = about("m.onnx", found)
+    against = None if other is None else about("int8.onnx", other)
     families, pairs = line_up(one.nodes, against.nodes) if against else ((), ())
     here = Environment(
         optkit="0", python="3", platform="p", cpu="C", cpu_features=(), cores=2, threads=2, provider="cpu", packages={}

@@ -13,16 +13,11 @@ from optkit.model.signature import Signature, TensorSpec
 from optkit.model.target import Target
 from optkit.runner import onnx as room
 from optkit.runner.onnx import OnnxRunner
-from tests.helpers import normal, onnx_model
+from tests.helpers import onnx_model
+from tests.runner import toy
+from tests.runner.toy import W, X
 
 CPU = Target("cpu", threads=1)
-MLP = """mlp (float[batch,4] x) => (float[batch,3] y) {
-    h = MatMul(x, w)
-    r = Relu(h)
-    y = Add(r, b)
-}"""
-W, B = normal(4, 3, seed=1), normal(3, seed=2)
-X = normal(5, 4, seed=3)
 
 
 def saved(proto: onnx.ModelProto, folder: Path, **facts: object) -> Model:
@@ -33,7 +28,7 @@ def saved(proto: onnx.ModelProto, folder: Path, **facts: object) -> Model:
 
 @pytest.fixture
 def mlp(tmp_path: Path) -> Model:
-    return saved(onnx_model(MLP, {"w": W, "b": B}), tmp_path)
+    return saved(toy.mlp(), tmp_path)
 
 
 def test_outputs_by_name_equal_numpys(mlp: Model) -> None:
@@ -41,7 +36,7 @@ def test_outputs_by_name_equal_numpys(mlp: Model) -> None:
         assert runner.outputs == ("y",)
         assert runner.provider == "cpu"
         found = runner.run({"x": X})
-    np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0) + B, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found["y"], toy.expected(), atol=1e-5, rtol=0)
 
 
 def test_a_bound_call_computes_the_same(mlp: Model) -> None:
@@ -95,7 +90,7 @@ def test_unknown_tensor_names_are_refused(mlp: Model) -> None:
 
 def test_inner_tensors_beside_external_data_in_a_read_only_folder(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(onnx_model(MLP, {"w": W, "b": B}), path, save_as_external_data=True, location="w.data", size_threshold=0)
+    toy.save_apart(toy.mlp(), path)
     before = sorted(tmp_path.iterdir())
     tmp_path.chmod(0o500)
     try:
@@ -114,7 +109,7 @@ def test_ort_files_run_but_show_no_inner_tensors(mlp: Model, tmp_path: Path) -> 
     options.add_session_config_entry("session.save_model_format", "ORT")
     ort.InferenceSession(str(mlp.path), options, providers=["CPUExecutionProvider"])
     model = Model(tmp_path / "model.ort", "ort", "ort")
-    np.testing.assert_allclose(OnnxRunner(model, CPU).run({"x": X})["y"], np.maximum(X @ W, 0) + B, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(OnnxRunner(model, CPU).run({"x": X})["y"], toy.expected(), atol=1e-5, rtol=0)
     with pytest.raises(ModelError, match="no tensor named h"):
         OnnxRunner(model, CPU, outputs=["h"])
 
@@ -125,7 +120,7 @@ def test_placement_names_every_node(mlp: Model) -> None:
 
 
 def test_session_entries_are_merged_and_the_argument_wins(tmp_path: Path) -> None:
-    model = saved(onnx_model(MLP, {"w": W, "b": B}), tmp_path, session={"a.b": "1", "c.d": "1"})
+    model = saved(toy.mlp(), tmp_path, session={"a.b": "1", "c.d": "1"})
     options = OnnxRunner(model, Target(threads=3), session={"c.d": "2"}).session.get_session_options()
     assert (options.get_session_config_entry("a.b"), options.get_session_config_entry("c.d")) == ("1", "2")
     assert options.intra_op_num_threads == 3

@@ -18,17 +18,13 @@ from optkit.model.signature import Signature, TensorSpec
 from optkit.model.target import Target
 from optkit.runner import openvino as room
 from optkit.runner.openvino import PRECISION, OpenVinoRunner, import_openvino, reason
-from tests.helpers import fresh_dir, normal, onnx_model, open_any, run_onnx
+from tests.helpers import fresh_dir, onnx_model, open_any, run_onnx
+from tests.runner import toy
+from tests.runner.toy import W, X
 
 CPU = Target(threads=1, engine="openvino")
 F32 = {PRECISION: "f32"}
-MLP = """mlp (float[batch,4] x) => (float[batch,3] y, float[batch,3] h) {
-    h = MatMul(x, w)
-    r = Relu(h)
-    y = Add(r, b)
-}"""
-W, B = normal(4, 3, seed=1), normal(3, seed=2)
-X = normal(5, 4, seed=3)
+BOTH = "float[batch,3] y, float[batch,3] h"
 
 
 def opened(text: str, weights: dict[str, np.ndarray] | None = None) -> Model:
@@ -37,7 +33,7 @@ def opened(text: str, weights: dict[str, np.ndarray] | None = None) -> Model:
 
 @pytest.fixture(scope="module")
 def mlp() -> Model:
-    return opened(MLP, {"w": W, "b": B})
+    return open_any(toy.mlp(BOTH))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +45,7 @@ def test_outputs_by_name_in_the_models_order_for_any_batch(runner: OpenVinoRunne
     for rows in (5, 1, 3, 0):
         found = runner.run({"x": X[:rows]})
         assert tuple(found) == runner.outputs == ("y", "h")
-        np.testing.assert_allclose(found["y"], np.maximum(X[:rows] @ W, 0) + B, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(found["y"], toy.expected(X[:rows]), atol=1e-5, rtol=0)
         np.testing.assert_allclose(found["h"], X[:rows] @ W, atol=1e-5, rtol=0)
 
 
@@ -185,14 +181,14 @@ def test_int8_with_quantize_and_dequantize() -> None:
 
 def test_external_data_and_openvinos_own_files(tmp_path: Path, mlp: Model) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(onnx_model(MLP, {"w": W, "b": B}), path, save_as_external_data=True, location="w.data", size_threshold=0)
+    toy.save_apart(toy.mlp(BOTH), path)
     openvino = import_openvino()
     openvino.save_model(openvino.Core().read_model(str(mlp.path)), str(tmp_path / "ir.xml"), compress_to_fp16=False)
     for file in (path, tmp_path / "ir.xml"):
         with OpenVinoRunner(Model(file, "onnx", "onnx"), CPU, session=F32) as runner:
             found = runner.run({"x": X})
         assert list(found) == ["y", "h"]
-        np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0) + B, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(found["y"], toy.expected(), atol=1e-5, rtol=0)
 
 
 def test_outputs_without_names_are_called_as_the_signature_says(tmp_path: Path) -> None:

@@ -1,134 +1,206 @@
-"""What attention needs beyond onnxscript's rules to be recognized, and to stay exact."""
+"""Attention as one node, with its projections left outside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optkit.passes._fusion.apply import refusals, require, require_kernel, shaped
+from optkit.passes._fusion.family import Fired
+from optkit.passes._fusion.heads import (
+    drop_idle_expands,
+    drop_idle_reshapes,
+    free_transposes,
+    keep_flattening_apart,
+    read_sizes_before,
+)
+from optkit.passes._fusion.masks import fits, highest, known, largest, mask_rules, row_rules
+from optkit.passes._fusion.shapes import know_shapes
+from optkit.passes._ir import constant
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_BOUNDS: dict[str, Callable[[list[np.float32]], np.floating[Any]]] = {
-    "Where": lambda sides: np.max(sides[1:]),
-    "Add": lambda terms: terms[0] + terms[1],
-    "Sub": lambda terms: terms[0] + terms[1],
-    "Mul": lambda factors: factors[0] * factors[1],
-    **dict.fromkeys(("Concat", "Max", "Min"), np.max),
-    **dict.fromkeys(("Cast", "Expand", "Gather", "GatherElements", "GatherND", "Identity"), lambda values: values[0]),
-    **dict.fromkeys(("Neg", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"), lambda values: values[0]),
-}
-"""Operator -> bound of its result, from those of its inputs."""
+AXES_AS_INPUT = 18
+"""Opset from which ReduceMax takes its axes as an input."""
 
 
-@cache
-def mask_rules() -> Any:
-    """``Softmax(Add(Add(scores, bias), mask)) -> Softmax(Add(scores, Add(bias, mask)))``: one mask, as in MPNet."""
-    from onnxscript.rewriter import pattern
+def fuse_attention(model: ir.Model) -> Fired:
+    """``MatMul(Softmax(Add(Mul(MatMul(q, k), s), mask)), v) -> MultiHeadAttention(q, k, v, mask)``.
 
-    class OneMask(pattern.RewriteRuleClassBase):  # type: ignore[misc]  # onnxscript is not followed by mypy
-        def pattern(self, op: Any, scores: Any, bias: Any, mask: Any) -> Any:
-            return op.Softmax(op.Add(op.Add(scores, bias), mask), axis=-1)
+    Heads that share keys (grouped heads) go in repeated, as the model repeats them: onnxscript's rule for
+    GroupQueryAttention takes padding for the end of a row, wherever it is, and is not used.
+    """
+    before = _count(model)
+    free_transposes(model)
+    drop_idle_reshapes(model)
+    _fuse(model)
+    free_transposes(model)
+    know_shapes(model)
+    drop_idle_expands(model)
+    left = refusals(model, sdpa_rules()) + refusals(model, mask_rules())
+    return Fired(_count(model) - before, left)
 
-        def check(self, context: Any, scores: ir.Value, **_: Any) -> bool:
-            del context
-            source = scores.producer()
-            return source is not None and source.op_type in ("MatMul", "Mul", "Div")
 
-        def rewrite(self, op: Any, scores: ir.Value, bias: ir.Value, mask: ir.Value) -> Any:
-            return op.Softmax(op.Add(scores, op.Add(bias, mask)), axis=-1)
+def _count(model: ir.Model) -> int:
+    return sum(node.op_type == "MultiHeadAttention" for node in model.graph.all_nodes())
 
-    return pattern.RewriteRuleSet([OneMask.rule()])
+
+def _fuse(model: ir.Model) -> None:
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+    from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
+
+    if mask_rules().apply_to_model(model):
+        know_shapes(model)
+    if not sdpa_rules().apply_to_model(model):
+        return
+    CommonSubexpressionEliminationPass()(model)
+    read_sizes_before(model)
+    free_transposes(model)
+    RemoveUnusedNodesPass()(model)
+    row_rules().apply_to_model(model)
+    know_shapes(model)
+    keep_flattening_apart(model)
+    for rules in mha_rules():
+        rules.apply_to_model(model)
+    replace_sdpa_by_mha(model)
 
 
 @cache
 def sdpa_rules() -> Any:
-    """onnxscript's rule, but kept off ``Where(IsNaN(p), 0, p)`` where its mask may be -inf.
+    """onnxscript's rule, which it would apply to more than it knows.
 
-    Exporters add it for rows that are masked all over: their softmax is NaN, and becomes 0. onnxruntime's attention
-    leaves NaN. Where a mask has finite values only, such a row has no NaN, and both are the same.
+    It is kept off tensors whose sizes are not known to fit: two unknown dimensions are equal for onnx-ir.
+
+    Exporters add ``Where(IsNaN(p), 0, p)`` for rows that are masked all over: their softmax is NaN, and becomes 0.
+    onnxruntime's attention leaves NaN. Where a mask has finite values only, such a row has no NaN, and both are the
+    same. Where it has -inf, such rows become 0 behind attention:
+    ``SDPA(q, k, v, mask) -> Where(ReduceMax(mask) < lowest, 0, SDPA(q, k, v, Max(mask, lowest)))``.
 
     It is also kept off attention with a mask that has neither guard nor scale, as in T5: 384 wide, batch 8 x 128, it
     was 5 to 8 % slower fused.
     """
+    import onnx_ir as ir
     from onnxscript.rewriter import pattern
     from onnxscript.rewriter.ort_fusions.sdpa import SDPA
 
     class Guarded(SDPA):  # type: ignore[misc]  # onnxscript is not followed by mypy
         def check(self, context: Any, *, mask: ir.Value | None, **rest: Any) -> Any:
-            guarded = any(node.op_type == "IsNaN" for node in context.nodes)
-            if guarded and mask is not None and not np.isfinite(largest(mask)):
-                return pattern.MatchResult().fail("The mask may be infinite, and NaN is taken care of.", mask)
+            query = rest["query"]
+            for values in (query, rest["key"], rest["value"]):
+                require(known(values) and _is_sized(values), "the sizes of the heads are not known")
+            require_kernel(query)
             found = super().check(context, mask=mask, **rest)
-            if self._scale == 1.0 and mask is not None and not guarded:
-                return pattern.MatchResult().fail("With a mask, but neither scale nor guard, it is slower.", mask)
+            require(isinstance(query.shape[1], int), "the number of heads is not known")
+            require(_turned(context.nodes), "the keys are turned in an unknown way")
+            scores = [*query.shape[:3], rest["value"].shape[2]]
+            require(mask is None or fits(mask, scores), "the mask is not known to fit the scores")
+            guarded = any(node.op_type == "IsNaN" for node in context.nodes)
+            slow = self._scale == 1.0 and mask is not None and not guarded
+            require(not slow, "with a mask, but neither scale nor guard, it is slower")
+            self._open = guarded and mask is not None and not np.isfinite(largest(mask))
+            plain = not self._open or np.isfinite(highest(mask))
+            require(plain, "the mask may be infinite or NaN, and NaN is taken care of")
+            self._opset = context.model.opset_imports.get("", 1)
             return found
+
+        def rewrite(self, op: Any, mask: ir.Value | None, **rest: Any) -> Any:
+            if not self._open or mask is None:
+                return super().rewrite(op, mask=mask, **rest)
+            lowest, zero = _numbers(op, mask)
+            axes = {} if self._opset >= AXES_AS_INPUT else {"axes": [-1]}
+            given = [] if axes else [op.Constant(value_ints=[-1])]
+            dead = op.Less(op.ReduceMax(mask, *given, keepdims=1, **axes), lowest)
+            finite = op.Max(mask, lowest)
+            dead.shape, dead.type = ir.Shape([*mask.shape[:-1], 1]), ir.TensorType(ir.DataType.BOOL)
+            heads = super().rewrite(op, mask=shaped(finite, mask.shape, mask), **rest)
+            shape = [*rest["query"].shape[:3], rest["value"].shape[3]]
+            return op.Where(dead, zero, shaped(heads, shape, rest["query"]))
 
     return pattern.RewriteRuleSet([Guarded.rule()])
 
 
-def largest(value: ir.Value | None) -> np.float32:
-    """A bound of the absolute values of a tensor that is computed from constants alone; infinite where unknown.
-
-    In float32, in which adding a small bias to the lowest number gives the lowest number, as it does in the model.
-    """
+def _numbers(op: Any, like: ir.Value) -> list[Any]:
+    """The lowest number of a dtype, and 0."""
     import onnx_ir as ir
 
-    from optkit.passes._ir import constant
-
-    held = constant(value)
-    if held is not None:
-        return np.float32(np.abs(held.astype(np.float64)).max(initial=0.0))
-    node = None if value is None else value.producer()
-    if node is None:
-        return np.float32(np.inf)
-    if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.BOOL:
-        return np.float32(1)
-    if node.op_type not in _BOUNDS:
-        return np.float32(np.inf)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.float32(_BOUNDS[node.op_type]([largest(each) for each in node.inputs]))
+    kind = np.dtype(np.float32 if like.dtype is None else like.dtype.numpy())
+    return [op.Constant(value=ir.tensor(np.array(each, kind))) for each in (np.finfo(kind).min, 0)]
 
 
-def free_transposes(model: ir.Model) -> None:
-    """``Shape(Transpose(x)) -> Gather(Shape(x), axes)``, in place.
+def _is_sized(heads: ir.Value | None) -> bool:
+    """Whether they are not reshaped to sizes that are read from data, of which inference only guesses that they fit."""
+    node = None if heads is None else heads.producer()
+    while node is not None and node.op_type in ("Transpose", "Reshape"):
+        if node.op_type == "Reshape" and not _from_sizes(node.inputs[1]):
+            return False
+        node = node.inputs[0].producer()
+    return True
 
-    Exporters read sizes from heads that are transposed already, as in T5. Those transposes, done again in the opposite
-    direction for onnxruntime's attention, would stay.
+
+def _from_sizes(value: ir.Value | None) -> bool:
+    """Whether it is computed from constants and the sizes of tensors alone."""
+    if value is None or constant(value) is not None:
+        return True
+    node = value.producer()
+    if node is None or node.op_type in ("Shape", "Size"):
+        return node is not None
+    return all(_from_sizes(each) for each in node.inputs)
+
+
+def _turned(nodes: Any) -> bool:
+    """Whether keys that go through [heads, S, D] come out of it as [.., D, S]."""
+    for node in nodes:
+        if node.op_type == "Transpose" and tuple(node.attributes["perm"].as_ints()) == (0, 2, 1):
+            flat = node.inputs[0]
+            before, after = flat.producer().inputs[0], next(iter(node.outputs[0].uses())).node.outputs[0]
+            if not (known(flat) and known(before) and known(after)):
+                return False
+            if flat.shape[1:] != before.shape[2:] or list(after.shape[2:]) != list(reversed(before.shape[2:])):
+                return False
+            if len(before.shape) != 4 or list(after.shape[:2]) != list(before.shape[:2]):
+                return False
+    return True
+
+
+@cache
+def mha_rules() -> tuple[Any, Any]:
+    """onnxscript's rules, first with keys and values of the past, then without.
+
+    They are kept off a Reshape behind the heads that does not join them, and off keys of the other format. Those for
+    rotary embedding lose its attributes; ``fuse_rotary`` brings it in front of the heads, where they are not needed.
     """
-    import onnx_ir as ir
+    from onnxscript.rewriter import pattern
+    from onnxscript.rewriter.ort_fusions.mha import MultiHeadAttention
+    from onnxscript.rewriter.ort_fusions.mha_scale import FuseMHAScale
 
-    for node in list(model.graph):
-        source = node.inputs[0].producer() if node.op_type == "Shape" and node.inputs[0] is not None else None
-        if source is None or source.op_type != "Transpose" or "perm" not in source.attributes:
-            continue
-        start, end = (node.attributes.get(name) for name in ("start", "end"))
-        axes = source.attributes["perm"].as_ints()[start and start.as_int() : end and end.as_int()]
-        picked = ir.val(f"{node.outputs[0].name}_axes", const_value=ir.tensor(np.array(axes, np.int64)))
-        model.graph.register_initializer(picked)
-        whole = ir.node("Shape", [source.inputs[0]])
-        gather = ir.node("Gather", [whole.outputs[0], picked], attributes={"axis": 0}, name=node.name)
-        model.graph.insert_before(node, [whole, gather])
-        ir.convenience.replace_all_uses_with(node.outputs[0], gather.outputs[0], replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
+    class Joined(MultiHeadAttention):  # type: ignore[misc]  # onnxscript is not followed by mypy
+        def check(self, context: Any, attention_reshaped: ir.Value, query_BSHDh: ir.Value, **rest: Any) -> Any:
+            joined, heads = attention_reshaped.shape, query_BSHDh.shape
+            require(known(attention_reshaped) and known(query_BSHDh), "the sizes of the heads are not known")
+            require(len(joined) == 3 and list(joined[:2]) == list(heads[:2]), "the heads are not joined")
+            if self._is_cross_attention:
+                form = rest["sdpa_output"].producer().attributes.get_string("key_format")
+                require(form == "BHSd", "the keys have another format")
+            given = {"attention_reshaped": attention_reshaped, "query_BSHDh": query_BSHDh}
+            return super().check(context, **given, **rest)
 
+    class Scaled(FuseMHAScale):  # type: ignore[misc]  # onnxscript is not followed by mypy
+        def check(self, context: Any, scale: ir.Value, query: ir.Value, mha_output: ir.Value, **rest: Any) -> Any:
+            node = mha_output.producer()
+            plain = node is not None and len(node.inputs) > 2 and all(node.inputs[1:3]) and not any(node.inputs[3:4])
+            require(plain, "a scale of more than the queries")
+            require(known(query) and isinstance(query.shape[-1], int), "the size of the heads is not known")
+            given = {"scale": scale, "query": query, "mha_output": mha_output}
+            return super().check(context, **given, **rest)
 
-def drop_idle_expands(model: ir.Model) -> None:
-    """``MultiHeadAttention(q, k, v, mask=Expand(x, size)) -> MultiHeadAttention(q, k, v, mask=x)`` for x of that size.
+    def rule(past: bool, cross: bool) -> Any:
+        name = f"MHA, past: {past}, cross: {cross}"
+        return Joined.rule(name, is_rotary=False, has_past_present=past, is_cross_attention=cross)
 
-    onnxscript puts them in for masks of one row. In T5, whose masks have a plane for each head, they copied as much as
-    the rest of attention took.
-    """
-    for node in model.graph:
-        source = node.inputs[5].producer() if node.op_type == "MultiHeadAttention" and _has_mask(node) else None
-        if source is None or source.op_type != "Expand":
-            continue
-        mask, grown = source.inputs[0], source.outputs[0]
-        if mask is not None and mask.shape is not None and mask.shape == grown.shape:
-            node.replace_input_with(5, mask)
-
-
-def _has_mask(node: ir.Node) -> bool:
-    return len(node.inputs) > 5 and node.inputs[5] is not None
+    return (
+        pattern.RewriteRuleSet([rule(True, False)]),
+        pattern.RewriteRuleSet([rule(False, False), rule(False, True), Scaled.rule()]),
+    )

@@ -14,6 +14,15 @@ SMALL = 1024
 Shape = tuple[int | str | None, ...]
 
 
+def know_shapes(model: ir.Model) -> None:
+    """Symbolic shapes can take a minute on convolutional graphs, and only attention is recognized by them."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass()(model)
+    if any(node.op_type == "Softmax" for node in model.graph):
+        infer_symbolic_shapes(model)
+
+
 def infer_symbolic_shapes(model: ir.Model) -> None:
     """Give inner tensors their shapes, in place, as far as they can be known: ``[batch, 12, seq, 32]``.
 

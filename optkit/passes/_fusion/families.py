@@ -1,0 +1,155 @@
+"""The table of families, and how a graph is made ready for them and tidied up behind them.
+
+``onnxscript.rewriter.ort_fusions.optimize_for_ort`` applies everything it knows. On CPUs some of that makes a model
+slower, and some hides a MatMul from the quantizers that come later, so that here families are chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from optkit.model.target import Target
+from optkit.passes._fusion.apart import keep_apart
+from optkit.passes._fusion.attention import fuse_attention
+from optkit.passes._fusion.bias_gelu import fuse_bias_gelu
+from optkit.passes._fusion.conv_affine import fuse_conv_affine
+from optkit.passes._fusion.family import Family, Fired
+from optkit.passes._fusion.fold import fold
+from optkit.passes._fusion.gelu import fuse_gelu
+from optkit.passes._fusion.key_mask import fuse_key_mask
+from optkit.passes._fusion.layout import fuse_layout
+from optkit.passes._fusion.normalization import fuse_normalization
+from optkit.passes._fusion.packed_attention import fuse_packed_attention
+from optkit.passes._fusion.qkv import fuse_qkv
+from optkit.passes._fusion.rotary import fuse_rotary
+from optkit.passes._fusion.shapes import know_shapes
+from optkit.passes._fusion.skip_norm import fuse_skip_norm
+from optkit.passes._fusion.subnormal import flush_subnormal
+from optkit.passes._onnxscript import hasten
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+FAMILIES = (
+    Family("conv-affine", "BatchNormalization(Conv(Pad(x) * s) * t + u) -> Conv(x)", fuse_conv_affine),
+    Family("gelu", "Mul(Mul(x, Add(Erf(Div(x, sqrt 2)), 1)), 0.5) -> Gelu(x); by Tanh -> FastGelu(x)", fuse_gelu),
+    Family(
+        "normalization",
+        "Mul(Div(x, Sqrt(ReduceMean(x * x))), g) -> SimplifiedLayerNormalization(x, g), or LayerNormalization",
+        fuse_normalization,
+    ),
+    Family("rotary", "Add(Mul(x, Cos(f)), Mul(turned x, Sin(f))) -> RotaryEmbedding(x, Cos(f), Sin(f))", fuse_rotary),
+    Family("attention", "MatMul(Softmax(Mul(MatMul(q, k), s)), v) -> MultiHeadAttention(q, k, v)", fuse_attention),
+    Family(
+        "packed-attention",
+        "MultiHeadAttention(x Wq + bq, x Wk + bk, x Wv + bv) -> Attention(x, W, b)",
+        fuse_packed_attention,
+        frozenset({"gpu"}),
+        "it hides its MatMul from int8, and took 21 ms where MatMuls and MultiHeadAttention take 8 to 9",
+    ),
+    Family(
+        "key-mask",
+        "MultiHeadAttention(q, k, v, mask) -> MultiHeadAttention([q, 1], [k, mask / scale], v)",
+        fuse_key_mask,
+        frozenset({"cpu"}),
+        "kernels of other devices take masks as they are",
+    ),
+    Family(
+        "qkv",
+        "x W1 + b1, x W2 + b2, x W3 + b3 -> Split(x [W1 W2 W3] + [b1 b2 b3])",
+        fuse_qkv,
+        frozenset(),
+        "on CPUs one product is no faster than three, and Split copies its result: 0.8 to 1.0 x in a sentence encoder",
+    ),
+    Family(
+        "skip-norm",
+        "LayerNormalization(Add(x, skip)) -> SkipLayerNormalization(x, skip)",
+        fuse_skip_norm,
+        frozenset({"gpu"}),
+        "its kernel took 10.5 ms where Add and LayerNormalization take 1.9",
+    ),
+    Family(
+        "bias-gelu",
+        "Gelu(Add(x, bias)) -> BiasGelu(x, bias)",
+        fuse_bias_gelu,
+        frozenset({"gpu"}),
+        "it is no faster than Add and Gelu",
+    ),
+    Family("subnormal", "weights below 1e-30 -> 0", flush_subnormal),
+    Family("layout", "Transpose(Transpose(x)) -> Transpose(x); Add(Expand(x), y) -> Add(x, y)", fuse_layout),
+    Family(
+        "apart",
+        "LayerNormalization(Add(a, b), s) -> LayerNormalization(Add(a, b), s as [1, D])",
+        keep_apart,
+        frozenset({"cpu"}),
+        "others have a fast kernel for SkipLayerNormalization, which onnxruntime then uses",
+    ),
+)
+"""In the order in which they are applied."""
+NAMES = tuple(family.name for family in FAMILIES)
+
+
+def defaults(target: Target) -> tuple[str, ...]:
+    """Names of the families that are applied for a target when nothing is measured."""
+    device = "cpu" if target.provider == "cpu" else "gpu"
+    return tuple(family.name for family in FAMILIES if device in family.devices)
+
+
+def fuse(model: ir.Model, chosen: Collection[str]) -> dict[str, Fired]:
+    """Apply the chosen families in place; inputs and outputs keep names, dtypes and shapes.
+
+    Args:
+        model: without local functions.
+        chosen: names of families.
+
+    Returns:
+        What each of them did.
+    """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, RemoveUnusedOpsetsPass
+
+    ends = [(value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
+    _prepare(model)
+    found = {family.name: family.apply(model) for family in FAMILIES if family.name in chosen}
+    _tidy(model)
+    for value, (name, kind, shape) in zip((*model.graph.inputs, *model.graph.outputs), ends, strict=True):
+        value.name, value.type, value.shape = name, kind, shape
+    for clean in (NameFixPass(), ClearMetadataAndDocStringPass(), RemoveUnusedOpsetsPass()):
+        clean(model)
+    return found
+
+
+def _prepare(model: ir.Model) -> None:
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.ort_fusions import shape_optimization
+
+    hasten()
+    know_shapes(model)
+    rewrite(model, _gemm_rules())
+    fold(model)
+    shape_optimization.rules.apply_to_model(model)
+    fold(model)
+    know_shapes(model)
+
+
+def _gemm_rules() -> list[object]:
+    """``Reshape(Gemm(Reshape(x), W, b)) -> Add(MatMul(x, W), b)``: the form that attention is recognized in."""
+    from onnxscript.rewriter.rules.common import _gemm_to_matmul_add
+
+    return [_gemm_to_matmul_add.gemm_to_matmul_add_rule]
+
+
+def _tidy(model: ir.Model) -> None:
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    fold(model)
+    LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=1)(model)
+    _forget_inner_shapes(model)
+
+
+def _forget_inner_shapes(model: ir.Model) -> None:
+    """Exporters and rewrites leave contradictions that make quantizers fail; sessions infer shapes themselves."""
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.outputs:
+                value.type = value.shape = None

@@ -1,0 +1,177 @@
+"""One model fused in several ways: each made when it is asked for, opened, and compared with what it was made of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from optkit.data.dataset import Array, Arrays, Dataset
+from optkit.errors import GivenError
+from optkit.model.model import Model
+from optkit.passes._base import Context
+from optkit.passes._fusion.family import Fired
+from optkit.passes._ort_log import config_entries
+
+Names = frozenset[str]
+
+KEPT, KEPT_BYTES = 5, 2e9
+"""So many models lie on disk at once, or about so many bytes of them; two in any case. No measurement takes more."""
+NOISE, NOISE_INT8 = 1e-3, 0.05
+"""Largest error over the output's standard deviation that is float noise, as the pipeline has it too. In a quantized
+graph noise flips the rounding of values; there this is also the share of integers that may differ."""
+QUANTIZE = ("QuantizeLinear", "DynamicQuantizeLinear")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The model with some families applied."""
+
+    model: Model
+    """Where the families did nothing, the model they were given."""
+    fired: Mapping[str, Fired]
+    """What each of them did."""
+    problem: str = ""
+    """Why it cannot be used."""
+
+
+@dataclass
+class Variants:
+    """Makes them, each in a folder of its own below the workdir."""
+
+    model: Model
+    ctx: Context
+    sentence: str
+    """The pass, for the lineage."""
+    compared: bool = False
+    """Whether they also have to compute what the model computes."""
+    made: dict[Names, Variant] = field(default_factory=dict)
+    """Those whose files are still there, the one asked for last at the end."""
+    count: int = 0
+
+    def __call__(self, families: Names) -> Variant:
+        """The model with these families applied."""
+        known = self.made.pop(families, None)
+        if known is None:
+            for old in list(self.made)[: max(0, len(self.made) - self._kept() + 1)]:
+                self._forget(old)
+        self.made[families] = known or self._make(families)
+        return self.made[families]
+
+    def build(self, families: Names) -> Model | str:
+        """The model with these families applied, or why it cannot be used."""
+        variant = self(families)
+        return variant.problem or variant.model
+
+    def usable(self, families: Sequence[str]) -> tuple[Names, list[tuple[str, str]]]:
+        """Those that can be applied together; and (family, reason) of those that have to be left out for that."""
+        if not self(frozenset(families)).problem:
+            return frozenset(families), []
+        good, refused = Names(), list[tuple[str, str]]()
+        for name in families:
+            problem = self(good | {name}).problem
+            good = good if problem else good | {name}
+            refused += [(name, problem)] if problem else []
+        return good, refused
+
+    def matching(self, families: Sequence[str]) -> dict[str, Fired]:
+        """What each does when all are applied, in memory only."""
+        from optkit.passes._fusion.families import fuse
+        from optkit.passes._ir import inline, load_ir
+
+        return fuse(inline(load_ir(self.model.path)), families)
+
+    def keep_only(self, families: Names) -> None:
+        """Remove the files of all others."""
+        for other in self.made.keys() - {families}:
+            self._forget(other)
+
+    def _kept(self) -> int:
+        return max(2, min(KEPT, int(KEPT_BYTES / max(1, self.model.size_bytes)) + 1))
+
+    def _forget(self, families: Names) -> None:
+        path = self.made.pop(families).model.path
+        if self.ctx.workdir in path.parents:
+            shutil.rmtree(path.parent)
+
+    def _make(self, families: Names) -> Variant:
+        from optkit.passes._fusion.families import fuse
+        from optkit.passes._ir import inline, load_ir, save_ir
+
+        graph = inline(load_ir(self.model.path))
+        fired = fuse(graph, families)
+        if not any(each.count for each in fired.values()):
+            return Variant(self.model, fired)
+        self.count += 1
+        path = self.ctx.workdir / f"fused-{self.count}" / "model.onnx"
+        path.parent.mkdir()
+        save_ir(graph, path)
+        if problem := _fails_to_open(path, self.model.session):
+            return Variant(replace(self.model, path=path), fired, problem)
+        made = self.model.derive(path, "onnx", self.sentence)
+        return Variant(made, fired, self._differs(made) if self.compared else "")
+
+    @cached_property
+    def _sample(self) -> Dataset:
+        from optkit.data.synthetic import synthetic
+
+        return synthetic(self.model.signature, split="sample", shapes={}, count=2, batch=2, seed=self.ctx.seed)
+
+    @cached_property
+    def _expected(self) -> list[Arrays]:
+        """What the model makes of a made-up batch; empty where it does not take such a one."""
+        try:
+            return list(self.ctx.run(self.model, self._sample))
+        except GivenError:
+            return []
+
+    @cached_property
+    def _noise(self) -> float:
+        from optkit.passes._ir import load_ir, op_counts
+
+        counts = op_counts(load_ir(self.model.path))
+        return NOISE_INT8 if any(counts[kind] for kind in QUANTIZE) else NOISE
+
+    def _differs(self, made: Model) -> str:
+        """Why it does not compute the same, or nothing."""
+        if not self._expected:
+            return ""
+        try:
+            found = list(self.ctx.run(made, self._sample))
+        except GivenError as error:
+            return error.message
+        for before, after in zip(self._expected, found, strict=True):
+            for name, array in before.items():
+                if not same(array, after[name], self._noise):
+                    return f"its {name} differs on a made-up batch"
+        return ""
+
+
+def same(before: Array, after: Array, noise: float) -> bool:
+    """Whether two results are equal up to ``noise`` (see ``NOISE``), also in where they are NaN or infinite."""
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return False
+    if before.dtype.kind != "f":
+        return bool(np.mean(before == after) >= 1 - (noise if noise > NOISE else 0.0)) if before.size else True
+    finite = before[np.isfinite(before)].astype(np.float64)
+    allowed = noise * float(finite.std()) if finite.size else 0.0
+    return bool(np.allclose(after, before, rtol=0, atol=max(allowed, 1e-12), equal_nan=True))
+
+
+def _fails_to_open(path: Path, session: Mapping[str, str]) -> str:
+    """Why onnxruntime cannot open the file, or an empty string."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for key, value in config_entries(session).items():
+        options.add_session_config_entry(key, value)
+    try:
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class
+        return f"onnxruntime cannot open the result: {str(error).splitlines()[0]}"
+    return ""
