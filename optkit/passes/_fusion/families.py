@@ -7,6 +7,7 @@ slower, and some hides a MatMul from the quantizers that come later, so that her
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optkit.model.target import Target
@@ -96,6 +97,15 @@ def defaults(target: Target) -> tuple[str, ...]:
     return tuple(family.name for family in FAMILIES if device in family.devices)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A graph in the form that families recognize."""
+
+    model: ir.Model
+    ends: tuple[tuple[str | None, ir.TypeProtocol | None, ir.Shape | None], ...]
+    """Name, type and shape of its inputs and outputs as they were."""
+
+
 def fuse(model: ir.Model, chosen: Collection[str]) -> dict[str, Fired]:
     """Apply the chosen families in place; inputs and outputs keep names, dtypes and shapes.
 
@@ -106,23 +116,15 @@ def fuse(model: ir.Model, chosen: Collection[str]) -> dict[str, Fired]:
     Returns:
         What each of them did.
     """
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, RemoveUnusedOpsetsPass
-
-    ends = [(value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
-    _prepare(model)
-    found = {family.name: family.apply(model) for family in FAMILIES if family.name in chosen}
-    _tidy(model)
-    for value, (name, kind, shape) in zip((*model.graph.inputs, *model.graph.outputs), ends, strict=True):
-        value.name, value.type, value.shape = name, kind, shape
-    for clean in (NameFixPass(), ClearMetadataAndDocStringPass(), RemoveUnusedOpsetsPass()):
-        clean(model)
-    return found
+    return apply(prepare(model), chosen)
 
 
-def _prepare(model: ir.Model) -> None:
+def prepare(model: ir.Model) -> Prepared:
+    """Fold constants and infer shapes, in place. It takes longer than all families; ``copied`` allows to do it once."""
     from onnxscript.rewriter import rewrite
     from onnxscript.rewriter.ort_fusions import shape_optimization
 
+    ends = tuple((value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs))
     hasten()
     know_shapes(model)
     rewrite(model, _gemm_rules())
@@ -130,6 +132,26 @@ def _prepare(model: ir.Model) -> None:
     shape_optimization.rules.apply_to_model(model)
     fold(model)
     know_shapes(model)
+    return Prepared(model, ends)
+
+
+def copied(prepared: Prepared) -> Prepared:
+    """Another graph with the very same weights."""
+    return Prepared(prepared.model.clone(), prepared.ends)
+
+
+def apply(prepared: Prepared, chosen: Collection[str]) -> dict[str, Fired]:
+    """What ``fuse`` does with a prepared model."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, RemoveUnusedOpsetsPass
+
+    model = prepared.model
+    found = {family.name: family.apply(model) for family in FAMILIES if family.name in chosen}
+    _tidy(model)
+    for value, (name, kind, shape) in zip((*model.graph.inputs, *model.graph.outputs), prepared.ends, strict=True):
+        value.name, value.type, value.shape = name, kind, shape
+    for clean in (NameFixPass(), ClearMetadataAndDocStringPass(), RemoveUnusedOpsetsPass()):
+        clean(model)
+    return found
 
 
 def _gemm_rules() -> list[object]:

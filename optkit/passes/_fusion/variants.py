@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from optkit.model.model import Model
 from optkit.passes._base import Context
 from optkit.passes._fusion.family import Fired
 from optkit.passes._ort_log import config_entries
+
+if TYPE_CHECKING:
+    from optkit.passes._fusion.families import Prepared
 
 Names = frozenset[str]
 
@@ -80,10 +84,9 @@ class Variants:
 
     def matching(self, families: Sequence[str]) -> dict[str, Fired]:
         """What each does when all are applied, in memory only."""
-        from optkit.passes._fusion.families import fuse
-        from optkit.passes._ir import inline, load_ir
+        from optkit.passes._fusion.families import apply, copied
 
-        return fuse(inline(load_ir(self.model.path)), families)
+        return apply(copied(self._prepared), families)
 
     def keep_only(self, families: Names) -> None:
         """Remove the files of all others."""
@@ -99,21 +102,28 @@ class Variants:
             shutil.rmtree(path.parent)
 
     def _make(self, families: Names) -> Variant:
-        from optkit.passes._fusion.families import fuse
-        from optkit.passes._ir import inline, load_ir, save_ir
+        from optkit.passes._fusion.families import apply, copied
+        from optkit.passes._ir import save_ir
 
-        graph = inline(load_ir(self.model.path))
-        fired = fuse(graph, families)
+        prepared = copied(self._prepared)
+        fired = apply(prepared, families)
         if not any(each.count for each in fired.values()):
             return Variant(self.model, fired)
         self.count += 1
         path = self.ctx.workdir / f"fused-{self.count}" / "model.onnx"
         path.parent.mkdir()
-        save_ir(graph, path)
+        save_ir(prepared.model, path)
         if problem := _fails_to_open(path, self.model.session):
             return Variant(replace(self.model, path=path), fired, problem)
         made = self.model.derive(path, "onnx", self.sentence)
         return Variant(made, fired, self._differs(made) if self.compared else "")
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        from optkit.passes._fusion.families import prepare
+        from optkit.passes._ir import inline, load_ir
+
+        return prepare(inline(load_ir(self.model.path)))
 
     @cached_property
     def _sample(self) -> Dataset:

@@ -109,7 +109,7 @@ def test_two_projections_or_computed_weights_are_nothing_to_speak_of() -> None:
 
 
 def qkv_first(graph: Any) -> Fired:
-    families._prepare(graph)
+    families.prepare(graph)
     return together(fuse_qkv(graph), fuse_attention(graph))
 
 
