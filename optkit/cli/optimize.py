@@ -16,7 +16,7 @@ def optimize(
     model: Annotated[Path, typer.Argument(help="Model file, Hugging Face folder or bundle.")],
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")] = "int8",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Bundle folder, or FILE.onnx. (default: MODEL.RECIPE)")
+        Path | None, typer.Option("-o", "--out", help="Bundle folder, FILE.onnx or FILE.ort. (default: MODEL.RECIPE)")
     ] = None,
     factory: shared.Factory = None,
     signature: shared.Signature = None,

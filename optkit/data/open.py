@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from optkit.data._table import TableReader, TextReader
 from optkit.data.data_file import DataFile, find_data_file
 from optkit.data.dataset import Array, Arrays, Dataset
 from optkit.data.preprocess import parse_preprocess
+from optkit.data.preprocess_text import TextFeed
 from optkit.data.spec import DataSource
 from optkit.errors import DataError
 from optkit.model.signature import Signature, TensorSpec
@@ -89,7 +91,7 @@ def open_dataset(
     )
     fixed = rows or signature.fixed_batch()
     dataset = _assemble(split, source, reader, signature, binding, first=kind == "function", fixed=fixed)
-    next(dataset.batches())
+    _look_at(dataset, binding)
     return as_dataset(dataset)
 
 
@@ -271,6 +273,14 @@ def _assemble(
         groups=_column(reader, groups, indices),
         fixed=fixed is not None,
     )
+
+
+def _look_at(dataset: Samples, binding: Binding) -> None:
+    """Make the first batch; all of them where a text could be too long, so that this is known before any work."""
+    batches = dataset.batches()
+    next(batches)
+    if any(isinstance(feed, TextFeed) and feed.fixed_length for feed in binding.feeds):
+        deque(batches, maxlen=0)
 
 
 def _bound(reader: Reader, binding: Binding, beside: list[str]) -> Reader:

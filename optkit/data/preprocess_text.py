@@ -88,20 +88,21 @@ class TextFeed(Lazy):
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         tokenizer, settings = _open_tokenizer(self.entry, self.folder)
-        fixed = self._fixed_length()
         padding = tokenizer.padding or {}
         pad_token = padding.get("pad_token") or settings.get("pad_token") or "[PAD]"
         pad_token = pad_token["content"] if isinstance(pad_token, dict) else pad_token
-        tokenizer.enable_truncation(self.entry.max_length or fixed or _own_length(tokenizer, settings))
+        tokenizer.enable_truncation(self.entry.max_length or _own_length(tokenizer, settings))
         tokenizer.enable_padding(
-            length=fixed,
+            length=self.fixed_length,
             pad_token=pad_token,
             pad_id=padding.get("pad_id", tokenizer.token_to_id(pad_token) or 0),
             direction=padding.get("direction") or settings.get("padding_side") or "right",
         )
         return tokenizer
 
-    def _fixed_length(self) -> int | None:
+    @property
+    def fixed_length(self) -> int | None:
+        """How many tokens the model takes, where that is fixed."""
         for spec in self.specs:
             sizes = [dim for i, dim in enumerate(spec.shape or ()) if i != self.input_axes[spec.name]]
             if sizes and isinstance(sizes[0], int):
@@ -109,21 +110,35 @@ class TextFeed(Lazy):
         return None
 
     def make(self, values: Mapping[str, Rows], place: Place) -> Arrays:
-        """Tokenize the rows and pad them to the longest, or to the model's fixed size.
+        """Tokenize the rows, cut them at ``max_length``, and pad them to the longest, or to the model's fixed size.
 
         Raises:
-            DataError: a row is no text, or a pair has not two parts.
+            DataError: a row is no text, a pair has not two parts, or a text is longer than the model's fixed size.
         """
         texts = [
             self._text(cells, place(i)) for i, cells in enumerate(zip(*(values[c] for c in self.columns), strict=True))
         ]
         encodings = self._tokenizer.encode_batch(texts)
+        self._check_lengths(encodings, place)
         return {
             spec.name: finish(
                 _encoded(encodings, self.roles[spec.name]), spec, self.input_axes[spec.name], place, parsed=True
             )
             for spec in self.specs
         }
+
+    def _check_lengths(self, encodings: list[Encoding], place: Place) -> None:
+        fixed = self.fixed_length
+        for index, encoding in enumerate(encodings if fixed else ()):
+            if len(encoding.ids) != fixed:
+                name = next(name for name, role in self.roles.items() if role == "ids")
+                cut = " after the cut at its max_length" if encoding.overflowing else ""
+                raise DataError(
+                    f"The text in {place(index)} has {len(encoding.ids)} tokens{cut}, but '{name}' takes {fixed}.",
+                    expected=f"texts of at most {fixed} tokens, the model's fixed size; shorter ones are padded",
+                    fix=f"fix the model at a larger size, or set `max_length: {fixed}` in the preprocess entry of "
+                    f"'{name}' to cut texts on purpose",
+                )
 
     def _text(self, cells: tuple[Any, ...], where: str) -> str | tuple[str, ...]:
         for cell in cells:

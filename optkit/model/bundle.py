@@ -27,9 +27,16 @@ _PARTS = (
     "open_model.py",
     "preprocess.json",
 )
+MODEL_ENDINGS = (".onnx", ".ort")
+"""Of outputs that are a model alone, and no bundle."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _FICLONE = 0x40049409
+
+
+def is_alone(out: str | Path) -> bool:
+    """Whether an output is to be a model alone (``out.onnx``, ``out.ort``), and no bundle."""
+    return Path(out).suffix in MODEL_ENDINGS
 
 
 def check_output(out: Path, *, force: bool) -> None:
@@ -45,7 +52,7 @@ def check_output(out: Path, *, force: bool) -> None:
             expected="a path where nothing is yet, or a link to an output",
             fix="remove the link, or choose another path with -o",
         )
-    alone, out = out.suffix == ".onnx", real_place(out)
+    alone, out = is_alone(out), real_place(out)
     _clear_leftovers(out)
     parent = out.parent
     if out.exists() and not force:
@@ -137,8 +144,8 @@ def _data_files(model: Path) -> list[Path]:
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """A fresh hidden folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes otherwise.
 
-    Where ``out`` ends in ``.onnx``, the files in it move beside each other instead, ``out`` itself last. Where ``out``
-    is a link, it stays, and what it leads to is replaced.
+    Where ``out`` ends in ``.onnx`` or ``.ort``, the files in it move beside each other instead, ``out`` itself
+    last. Where ``out`` is a link, it stays, and what it leads to is replaced.
 
     Raises:
         OutputError: the disk is full, or the place is not writable.
@@ -152,7 +159,7 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         staging.mkdir()
         yield staging
         _sync(staging)
-        if name.endswith(".onnx"):
+        if is_alone(name):
             _put_files(staging, name, out, force=force)
         else:
             _put(staging, out, force=force)

@@ -42,6 +42,9 @@ class Outcome:
     """onnxruntime session options this result wants, see ``Model.session``; later steps override earlier ones."""
     decisions: Sequence[Decision] = ()
     """What was chosen by measuring, with the times."""
+    lasting: bool = True
+    """False where it would come out otherwise in a better moment, as beside busy neighbours: then it is not kept for
+    later runs."""
 
 
 class Context(Protocol):

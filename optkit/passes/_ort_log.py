@@ -70,8 +70,10 @@ def main() -> None:
     options.log_severity_level = _INFO
     for key, value in json.loads(entries).items():
         options.add_session_config_entry(key, value)
-    names = [name for name in ort.get_available_providers() if name.lower() == f"{provider}executionprovider"]
-    ort.InferenceSession(path, options, providers=names or ["CPUExecutionProvider"])
+    short = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
+    if provider not in short:
+        raise SystemExit(f"the provider {provider} cannot be asked")
+    ort.InferenceSession(path, options, providers=[short[provider]])
 
 
 if __name__ == "__main__":

@@ -78,9 +78,9 @@ def threads(model: Model, target: Target) -> list[Option]:
 
 
 def parallel(model: Model, target: Target) -> list[Option]:
-    """Branches of the graph at the same time."""
-    count = str(target.threads or usable_threads())
-    if count == "1" or not has_branches(model.path):
+    """Branches of the graph at the same time, which takes more threads. None where the target states a number."""
+    count = str(usable_threads())
+    if target.threads or count == "1" or not has_branches(model.path):
         return []
     entries = {"execution_mode": "parallel", "inter_op_num_threads": count}
     return [Option("execution_mode=parallel", entries)]

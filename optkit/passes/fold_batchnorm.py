@@ -30,18 +30,16 @@ class FoldBatchnorm(Pass):
         """Fold them; each that stays is told with its reason."""
         from onnx_ir.passes.common import LiftConstantsToInitializersPass
         from onnxscript.rewriter import RewriteRuleSet
-        from onnxscript.rewriter.rules import common
 
         from optkit.passes._fusion.constants import keep_overwritten
+        from optkit.passes._fusion.conv_affine import norm_rules
         from optkit.passes._ir import frozen_inputs, load_ir, op_counts, remove_unused, save_ir
 
         graph = load_ir(model.path)
         frozen = frozen_inputs(graph)
         before = op_counts(graph)["BatchNormalization"]
         LiftConstantsToInitializersPass()(graph)
-        names = ("conv", "conv_transpose", "gemm")
-        rules = [getattr(common, f"fuse_batchnorm_into_{name}_rule") for name in names]
-        RewriteRuleSet(rules).apply_to_model(graph)
+        RewriteRuleSet(norm_rules()).apply_to_model(graph)
         keep_overwritten(graph)
         skipped = _left(graph)
         folded = before - len(skipped)
@@ -63,6 +61,10 @@ def _left(model: ir.Model) -> list[tuple[str, str]]:
 
 
 def _reason(node: ir.Node) -> str:
+    from optkit.passes._fusion.conv_affine import BY_BATCH, trains
+
+    if trains(node):
+        return BY_BATCH
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     if source is None or source.op_type not in BEFORE:
         kind = "an input" if source is None else source.op_type

@@ -22,7 +22,8 @@ class FreezeShapes(Pass):
 
     ``x[batch,3,224,224]`` becomes ``x[8,3,224,224]``, what follows from that in the graph as well, and
     ``Reshape(x, Concat(Shape(x), ...)) -> Reshape(x, constant)``. The result takes inputs of that size only: the last
-    batch of a data set is filled up, texts are padded, and other data of other sizes are refused in the plan.
+    batch of a data set is filled up, shorter texts are padded, and longer texts (unless ``max_length`` cuts them) and
+    other data of other sizes are refused in the plan.
     """
 
     forms: ClassVar[Mapping[Form, Form]] = {"onnx": "onnx"}

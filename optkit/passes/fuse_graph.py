@@ -66,6 +66,7 @@ class FuseGraph(Pass):
             chosen, decisions = self._choose(variants, chosen)
         made = variants(chosen)
         variants.keep_only(chosen)
+        notes += variants.notes
         counts = {name: fired.count for name, fired in made.fired.items() if fired.count}
         notes += frozen_inputs(load_ir(model.path)) if counts else [_why_nothing(chosen, decisions)]
         return Outcome(

@@ -37,13 +37,16 @@ class Simplify(Pass):
 
     def __call__(self, model: Model, ctx: Context) -> Outcome:
         """Simplify, and say for every type of node how many there were and are."""
+        from optkit.passes._fusion.fold import is_random
         from optkit.passes._ir import count_changes, frozen_inputs, load_ir, op_counts, save_ir, weight_bytes
 
         graph = load_ir(model.path)
         frozen = frozen_inputs(graph)
         before = _counts(graph, op_counts(graph))
         notes: list[str] = []
-        if weight_bytes(graph) <= SLIM_BELOW:
+        if is_random(graph):
+            notes.append("the graph draws random numbers: without onnxslim, which makes one of two draws")
+        elif weight_bytes(graph) <= SLIM_BELOW:
             graph, notes = self._slim(model, graph)
         else:
             notes.append(
@@ -96,12 +99,14 @@ def _torn(model: ir.Model) -> str:
 def _clean(model: ir.Model) -> None:
     from onnx_ir.passes import common
 
+    from optkit.passes._fusion.fold import merge_repeated
+
     _drop_identities(model)
     for clean in (
         common.LiftConstantsToInitializersPass(),
         common.LiftSubgraphInitializersToMainGraphPass(),
         common.DeduplicateHashedInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
+        merge_repeated,
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),

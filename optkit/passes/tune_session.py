@@ -28,7 +28,8 @@ from optkit.passes._session_options import (
 Candidate = Literal["optimizers", "threads", "parallel", "subnormal", "spinning", "memory_arena", "prefer_nhwc"]
 
 NOT_TIMED = "not measured: --no-bench; the session options stay as they are"
-NOTHING = "no session option makes this model surely faster here"
+NOTHING = "no session option that was tried makes this model surely faster here"
+NOT_TRIED = "no session option was tried"
 
 
 class TuneSession(Pass):
@@ -63,7 +64,7 @@ class TuneSession(Pass):
         """Time every option, and keep what is surely faster."""
         if not ctx.may_time:
             return Outcome(model, 0, notes=[NOT_TIMED])
-        options, notes = self._options(model, ctx.target)
+        options, notes, busy = self._options(model, ctx.target)
 
         def build(names: Names) -> Model:
             return replace(model, session=with_options(model.session, _chosen(options, names)))
@@ -77,26 +78,29 @@ class TuneSession(Pass):
             model,
             len(kept),
             changes=[("session", each.what) for each in kept],
-            notes=notes if kept else [NOTHING, *notes],
+            notes=notes if kept else [NOTHING if options else NOT_TRIED, *notes],
             session=with_options(model.session, kept),
             decisions=decisions,
+            lasting=not busy,
         )
 
-    def _options(self, model: Model, target: Target) -> tuple[list[Option], list[str]]:
-        """What to try, and why some of it is not tried."""
+    def _options(self, model: Model, target: Target) -> tuple[list[Option], list[str], bool]:
+        """What to try; why some of it is not tried; and whether that is for busy neighbours."""
         table = ON_CPUS if target.provider == "cpu" else ON_DEVICES
         asked = ("optimizers", *table) if self.candidates is None else self.candidates
         own = optimizers(model, target) if "optimizers" in asked else []
         notes = [f"onnxruntime's own optimizers are not tried: {own}"] if isinstance(own, str) else []
         found = [] if isinstance(own, str) else own
-        shared = [name for name in table if name in asked and name in SHARED]
+        tried = {name: table[name](model, target) for name in table if name in asked}
+        shared = [name for name in tried if name in SHARED and tried[name]]
         others = others_share() if shared else 0.0
-        if others >= BUSY:
+        busy = others >= BUSY
+        if busy:
             notes.append(f"{', '.join(shared)} not tried: other processes use {others:.0%} of the cores")
-        tried = [name for name in table if name in asked and (name not in shared or others < BUSY)]
-        found += [option for name in tried for option in table[name](model, target)]
+        found += [option for name, options in tried.items() if not (busy and name in SHARED) for option in options]
         found += fixed_sizes(model, target) if self.fixed_shapes else []
-        return [option for option in found if with_options(model.session, [option]) != dict(model.session)], notes
+        options = [option for option in found if with_options(model.session, [option]) != dict(model.session)]
+        return options, notes, busy
 
 
 def _chosen(options: Sequence[Option], names: Names) -> list[Option]:

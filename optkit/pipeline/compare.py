@@ -103,7 +103,8 @@ def _gathered(original: Model, result: Model, origin: Origin | None, options: Op
 
 def _budget(job: Job, result: Model, origin: Origin | None, allowance: Allowance) -> tuple[LimitResult, ...]:
     """Speed and size against the baseline that ``optimize`` measures against, if a limit asks: accuracy comes first."""
-    limits, baseline, ratio, peak, note = job.limits, None, None, None, "not timed: no speed limit was stated"
+    limits, baseline, ratio, peak = job.limits, None, None, None
+    note = "times are checked only where a speed limit is stated, as by --limit speedup=not-slower"
     timed = any(limit is not None for limit in (limits.speedup, limits.latency_ms, limits.memory_mb))
     lost = ""
     if timed or limits.size_ratio is not None:

@@ -111,11 +111,12 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
             )
         facts = _pack(outcome, before, made) | {"seconds": seconds, "peak_mb": peak.mb}
         (made / "outcome.json").write_text(json.dumps(facts, default=str))
-        return job.cache.put(key, made, label)
+        return job.cache.put(key if outcome.lasting else key_of({"once": key, "at": time.time_ns()}), made, label)
 
 
 def _pack(outcome: Outcome, before: Model, made: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {key: value for key, value in vars(outcome).items() if key not in ("model", "session")}
+    apart = ("model", "session", "lasting")
+    facts: dict[str, Any] = {key: value for key, value in vars(outcome).items() if key not in apart}
     facts["decisions"] = [decision.model_dump() for decision in outcome.decisions]
     facts |= {"model": None, "form": outcome.model.form, "kind": outcome.model.kind, "session": dict(outcome.session)}
     if outcome.changed and outcome.model.path == before.path:

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from optkit.errors import DataError, OutputError, PackageError, RecipeError, UsageError
+from optkit.errors import DataError, PackageError, RecipeError, UsageError
 from optkit.evaluate.limits import Limits
 from optkit.evaluate.metrics import needs_labels
 from optkit.model.bundle import check_output
-from optkit.model.digest import model_files
 from optkit.model.machine import usable_threads
 from optkit.model.model import Form, Model
 from optkit.model.signature import dim_names
 from optkit.model.target import Target
 from optkit.passes._base import Pass
 from optkit.passes._registry import missing_packages, pip_hint
+from optkit.pipeline.asked import check_ending, check_shapes, spare_original
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.contract import check_notes
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
@@ -131,12 +131,15 @@ def make_plan(
         check_output(out, force=force)
     opened = open_given(model, options)
     if out is not None:
-        _spare_original(opened, out)
+        spare_original(opened, out)
     target = as_target(recipe, options)
     require(target.provider)
     steps = chain(recipe, opened, target)
+    if out is not None:
+        check_ending(out, steps[-1].gives if steps else opened.form)
     gathered = gather(opened, recipe=recipe, flags=options.get("data"), metric=options.get("metric"))
     opened = complete_inputs(opened, gathered, recipe)
+    check_shapes(target.shapes, opened.signature)
     if not recipe.outputs:
         recipe = recipe.model_copy(update={"outputs": implied_outputs(opened)})
     sizes = fixed_sizes(steps, opened, target)
@@ -232,23 +235,6 @@ def open_given(model: str | Path | Model, options: Options) -> Model:
         signature=options.get("signature"),
         trust_pickle=options.get("trust_pickle", False),
     )
-
-
-def _spare_original(model: Model, out: Path) -> None:
-    """Even ``--force`` does not replace the model that the result is judged against.
-
-    Raises:
-        OutputError: the output is the model, one of its files, or a folder around it.
-    """
-    place = out.resolve()
-    beside = {place, place.with_name(f"{place.name}.data")} if out.suffix == ".onnx" else {place}
-    for file in (model.path, *model_files(model)):
-        if beside & {file.resolve(), *file.resolve().parents}:
-            raise OutputError(
-                f"The output {out} would replace the model itself ({file}).",
-                expected="another place than the original's",
-                fix="choose another path with -o",
-            )
 
 
 def as_target(recipe: Recipe | None, options: Options) -> Target:

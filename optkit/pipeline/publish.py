@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from optkit.data.preprocess import preprocess_files
-from optkit.model.bundle import copy_file, data_name, staged
+from optkit.model.bundle import copy_file, data_name, is_alone, staged
 from optkit.model.digest import model_files, sha256_files
 from optkit.model.manifest import Manifest
 from optkit.model.model import Assets, Model
 from optkit.model.onnx_file import load_onnx, move_external, save_onnx
+from optkit.pipeline.asked import check_ending
 from optkit.pipeline.names import file_name
 from optkit.report.json import dump
 from optkit.report.markdown import markdown
@@ -19,16 +20,18 @@ from optkit.runner.session import PROVIDER, is_entry, provider_options
 
 
 def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> Manifest:
-    """Put the result at ``out`` by one rename; for ``out.onnx`` only the model.
+    """Put the result at ``out`` by one rename; for ``out.onnx`` and ``out.ort`` only the model.
 
     Returns:
-        The manifest with the digest that the written model has, and notes on what ``out.onnx`` lacks.
+        The manifest with the digest that the written model has, and notes on what the model alone lacks.
 
     Raises:
+        UsageError: the step that gives the format of ``out`` had no effect or was rolled back.
         OutputError: the disk is full, or the place is not writable.
     """
+    check_ending(out, result.form)
     with staged(out, force=force) as folder:
-        if out.suffix == ".onnx":
+        if is_alone(out):
             manifest = manifest.model_copy(update={"notes": (*manifest.notes, *_left_out(result, out))})
             return _as_written(manifest, _model_alone(result, folder, out.name))
         manifest = _as_written(manifest, _copy_model(result, folder))
@@ -41,7 +44,7 @@ def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> Man
 
 
 def _left_out(result: Model, out: Path) -> tuple[str, ...]:
-    """What a bundle says about the model and ``out.onnx`` cannot."""
+    """What a bundle says about the model and ``out.onnx`` alone cannot."""
     notes = []
     if result.session:
         notes.append(

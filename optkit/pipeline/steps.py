@@ -129,9 +129,9 @@ def refuse(step: Step, reason: str) -> None:
     """
     if reason:
         raise RecipeError(
-            f"The step '{step.id}' cannot work on this model: {reason}.",
-            expected="a model it can handle",
-            fix="leave the step out",
+            f"The step '{step.id}' cannot work on this model: {reason}{'' if reason.endswith('?') else '.'}",
+            expected="options that fit the model, and a model and target it can handle",
+            fix="change the step's options, or leave the step out",
         )
 
 

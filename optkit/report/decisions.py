@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from optkit.model.bundle import is_alone
 from optkit.model.manifest import Decision, Manifest, StepRecord
 from optkit.report.tables import Table
 
@@ -38,7 +39,7 @@ def others_line(manifest: Manifest) -> str:
     left = len(made) - sum(_gained(*each) for each in made)
     if not left:
         return ""
-    bundled = manifest.output is not None and not manifest.output.endswith(".onnx")
+    bundled = manifest.output is not None and not is_alone(manifest.output)
     more = "more " if left < len(made) else ""
     return (
         f"{left} {more}{'choice was' if left == 1 else 'choices were'} not surely faster: "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from optkit.model.manifest import Manifest, Verdict
+from optkit.model.bundle import is_alone
+from optkit.model.manifest import Manifest, StepRecord, Verdict
 from optkit.report.decisions import decisions_table
 from optkit.report.snippet import open_model
 from optkit.report.tables import (
@@ -16,9 +17,12 @@ from optkit.report.tables import (
 )
 from optkit.report.waterfall import timing_lines, waterfall
 
+MOST_LEFT_ALONE = 10
+"""Places of one step that the report lists; the manifest has all."""
+
 
 def markdown(manifest: Manifest) -> str:
-    """The whole report: verdict, result, passes, outputs, limits, environment."""
+    """The whole report: verdict, result, passes, what was left alone, outputs, limits, environment."""
     here = manifest.environment
     title = f"# optkit: {manifest.original.path} with the recipe {manifest.recipe_name}"
     parts = [title, _verdict(manifest.verdict), table_markdown(waterfall(manifest))]
@@ -26,11 +30,12 @@ def markdown(manifest: Manifest) -> str:
         " ".join(timing_lines(manifest)),
         table_markdown(decisions_table(manifest)),
         _notes(manifest),
+        _left_alone(manifest),
         table_markdown(fidelity_table(manifest.verdict)),
         table_markdown(limits_table(manifest.verdict)),
     ]
     parts.append(_session(manifest))
-    if manifest.output is not None and not manifest.output.endswith(".onnx"):
+    if manifest.output is not None and not is_alone(manifest.output):
         parts.append(f"The same again:\n\n```sh\n{command(manifest)}\n```")
     packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
     parts.append(f"optkit {here.optkit}, Python {here.python}, {here.cpu}, {here.cores} cores; {packages}.")
@@ -44,7 +49,7 @@ def _session(manifest: Manifest) -> str:
         entries = "\n".join(f"- `{key}` = `{value}`" for key, value in manifest.session.items())
         parts.append(f"onnxruntime session options this model wants (a key with a dot is a config entry):\n\n{entries}")
     if manifest.output is not None:
-        where = "" if manifest.output.endswith(".onnx") else " (`open_model.py`)"
+        where = "" if is_alone(manifest.output) else " (`open_model.py`)"
         parts.append(f"In plain onnxruntime with the same options{where}:\n\n```python\n{open_model(manifest)}```")
     return "\n\n".join(parts)
 
@@ -84,6 +89,22 @@ def _notes(manifest: Manifest) -> str:
     lines = [f"- {step.id}: {note}" for step in manifest.steps for note in step.notes]
     lines += [f"- {note}" for note in manifest.notes]
     return "Notes:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _left_alone(manifest: Manifest) -> str:
+    lists = ["\n".join(_skipped(step, manifest.output)) for step in manifest.steps if step.skipped]
+    return "## Left alone\n\n" + "\n".join(lists) if lists else ""
+
+
+def _skipped(step: StepRecord, output: str | None) -> list[str]:
+    lines = [f"- {step.id}: {_one_line(each.where)}: {_one_line(each.what)}" for each in step.skipped[:MOST_LEFT_ALONE]]
+    more = len(step.skipped) - len(lines)
+    where = "`--json`" if output is None or is_alone(output) else "`manifest.json`"
+    return [*lines, f"- {step.id}: and {more} more in {where}"] if more else lines
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def table_markdown(table: Table) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from optkit.model.bundle import is_alone
 from optkit.model.manifest import Manifest
 from optkit.model.target import Target
 from optkit.runner.session import SECOND, THREADS, complete, provider_options, quoted
@@ -29,21 +30,27 @@ SPELLED = {
 
 def model_name(manifest: Manifest) -> str:
     """The file of the result: in a bundle ``model.onnx`` or ``model.ort``, alone as it was asked for."""
-    if manifest.output is not None and manifest.output.endswith(".onnx"):
+    if manifest.output is not None and is_alone(manifest.output):
         return Path(manifest.output).name
     return "model.ort" if manifest.result.form == "ort" else "model.onnx"
 
 
 def result_threads(manifest: Manifest) -> int:
     """Intra-op threads that the result computes with: those stated for the target, else its own, else all usable."""
-    stated = manifest.recipe.get("target", {}).get("threads", 0)
-    return manifest.environment.threads if stated else int(manifest.session.get(THREADS, manifest.environment.threads))
+    own = int(manifest.session.get(THREADS, manifest.environment.threads))
+    return manifest.environment.threads if _stated_threads(manifest) else own
+
+
+def _stated_threads(manifest: Manifest) -> int:
+    """Intra-op threads that the target stated; 0 = none."""
+    return int(manifest.recipe.get("target", {}).get("threads", 0))
 
 
 def open_model(manifest: Manifest) -> str:
     """``open_model.py`` of a bundle: after it, ``session`` is what ``optkit run`` would have used where it was made."""
     provider = manifest.environment.provider
-    target = Target(provider, result_threads(manifest))
+    target = Target(provider, _stated_threads(manifest))
+    entries = {THREADS: str(result_threads(manifest)), **manifest.session}
     providers = _providers(provider, manifest.session)
     return "\n".join(
         [
@@ -54,7 +61,7 @@ def open_model(manifest: Manifest) -> str:
             "import onnxruntime",
             "",
             "options = onnxruntime.SessionOptions()",
-            *map(str, complete(manifest.session, target)),
+            *map(str, complete(entries, target)),
             f"path = Path(__file__).with_name({quoted(model_name(manifest))})",
             f"session = onnxruntime.InferenceSession(path, options, providers={providers})",
             "",

@@ -94,7 +94,7 @@ def limit_lines(verdict: Verdict) -> list[str]:
     return [
         f"{words[limit.held]:<12}{limit.name} "
         + ("" if limit.measured is None else f"{number(limit.measured, 6)} ")
-        + f"(asked: {limit.limit})"
+        + f"(limit: {limit.limit})"
         + (f" {limit.where}" if limit.where else "")
         + (f"; {limit.note.removeprefix('not checked: ')}" if limit.note else "")
         for limit in verdict.limits

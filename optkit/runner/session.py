@@ -86,6 +86,8 @@ PROPERTIES = {
 }
 """Property -> what makes a value of its text (None = it does not), and which texts it takes."""
 
+OF_THREADS = frozenset({THREADS, "inter_op_num_threads", "execution_mode"})
+
 KNOWN = (*PROPERTIES, f"{DIMENSION}:DIMENSION", f"{PROVIDER}:OPTION")
 """All keys that are no config entries, for people."""
 
@@ -116,8 +118,8 @@ def threads_of(entries: Mapping[str, str], target: Target) -> int:
 
 
 def effective(entries: Mapping[str, str], target: Target) -> dict[str, str]:
-    """The entries that count: without the model's own number of threads where the target states one."""
-    return {key: str(value) for key, value in entries.items() if key != THREADS or not target.threads}
+    """The entries that count: without the model's own choices about threads where the target states a number."""
+    return {key: str(value) for key, value in entries.items() if key not in OF_THREADS or not target.threads}
 
 
 def complete(entries: Mapping[str, str], target: Target) -> list[Setting]:

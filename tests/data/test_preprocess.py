@@ -180,9 +180,35 @@ def test_text_max_length_fixed_length_and_positions(tmp_path, opened):
     cut = next(opened("input_ids=int32[batch,seq]", "e.txt", preprocess=entry(max_length=3)).batches())
     np.testing.assert_array_equal(cut.inputs["input_ids"], [[1, 4, 2], [1, 7, 2]])
     assert cut.inputs["input_ids"].dtype == np.int32
-    fixed = next(opened("input_ids=int64[batch,4]; position_ids=int64[batch,4]", "e.txt", preprocess=entry()).batches())
+    signature = "input_ids=int64[batch,4]; position_ids=int64[batch,4]"
+    fixed = next(opened(signature, "e.txt", preprocess=entry(max_length=4)).batches())
     np.testing.assert_array_equal(fixed.inputs["input_ids"], [[1, 4, 5, 2], [1, 7, 2, 3]])
     np.testing.assert_array_equal(fixed.inputs["position_ids"], [[0, 1, 2, 3], [0, 1, 2, 2]])
+
+
+@pytest.mark.usefixtures("tokenizer")
+@pytest.mark.parametrize("max_length", [None, 5, 64])
+def test_a_text_longer_than_the_models_fixed_size_is_refused_wherever_it_stands(tmp_path, opened, max_length):
+    (tmp_path / "e.txt").write_text("bad\n" * 5 + "a good film\n")
+    with pytest.raises(DataError) as caught:
+        opened("input_ids=int64[batch,4]", "e.txt", preprocess=entry(max_length=max_length), batch=2)
+    assert "line 6 has 5 tokens, but 'input_ids' takes 4" in caught.value.message
+    assert "larger size" in caught.value.fix and "`max_length: 4`" in caught.value.fix
+
+
+@pytest.mark.usefixtures("tokenizer")
+def test_the_count_of_a_text_that_was_cut_says_so(tmp_path, opened):
+    (tmp_path / "e.txt").write_text("a good film bad\n")
+    with pytest.raises(DataError, match="5 tokens after the cut at its max_length, but 'input_ids' takes 4"):
+        opened("input_ids=int64[batch,4]", "e.txt", preprocess=entry(max_length=5))
+
+
+@pytest.mark.usefixtures("tokenizer")
+@pytest.mark.parametrize(("max_length", "ids"), [(64, [1, 4, 5, 6, 2, 3]), (3, [1, 4, 2, 3, 3, 3])])
+def test_texts_are_cut_at_max_length_alone_and_padded_to_the_fixed_size(tmp_path, opened, max_length, ids):
+    (tmp_path / "e.txt").write_text("a good film\n")
+    data = opened("input_ids=int64[batch,6]", "e.txt", preprocess=entry(max_length=max_length))
+    np.testing.assert_array_equal(next(data.batches()).inputs["input_ids"], [ids])
 
 
 def test_tokenizer_config_says_length_and_side(tmp_path, opened, tokenizer):

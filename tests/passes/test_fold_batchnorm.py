@@ -87,3 +87,13 @@ def test_a_bias_whose_name_the_new_one_takes_stays() -> None:
     assert outcome.changed == 1
     inputs = {"x": normal(2, 2, 4, 4, seed=6)}
     np.testing.assert_allclose(run_onnx(outcome.model, inputs)["y"], run_onnx(model, inputs)["y"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", ["y", "y, running_mean, running_variance"])
+@pytest.mark.parametrize("layer", ["Conv", "ConvTranspose", "Gemm"])
+def test_in_training_it_stays(outputs: str, layer: str) -> None:
+    sizes, kernel = ("", (4, 4)) if layer == "Gemm" else (",8,8", (4, 4, 3, 3))
+    text = f"""g (float[n,4{sizes}] x) => (float[n,4{sizes and ",h,v"}] y) {{ c = {layer}(x, w)
+        {outputs} = BatchNormalization<training_mode = 1>(c, scale, shift, mean, var) }}"""
+    outcome = run_pass(FoldBatchnorm(), onnx_model(text, NORM | {"w": normal(*kernel)}))
+    assert (outcome.changed, [why for _, why in outcome.skipped]) == (0, ["it normalizes by the batch"])

@@ -246,6 +246,14 @@ def test_texts_are_padded_to_the_frozen_length(tmp_path: Path) -> None:
     assert Model.open(tmp_path / "out").signature.inputs[0].shape == (8, 64)
 
 
+def test_texts_longer_than_the_frozen_length_stop_the_plan(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has \d+ tokens.*, but 'input_ids' takes 16") as caught:
+        make_plan(
+            SAMPLES / "reviews_transformer.onnx", FreezeShapes(dims={"seq": 16}), tmp_path / "out", {}, write=False
+        )
+    assert "`max_length: 16`" in caught.value.fix and caught.value.fix.endswith("fixes seq=16")
+
+
 def test_data_of_another_length_are_refused_before_any_work(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(onnx_model(HEADS, WEIGHTS), path)

@@ -199,3 +199,13 @@ def test_onnxruntime_is_imported_without_telemetry():
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["1", "False"]
+
+
+@pytest.mark.parametrize("draw", ["Bernoulli(x)", "RandomNormalLike(x)", "Dropout(x, half, yes)"])
+def test_two_draws_stay_two(draw: str):
+    text = f"g (float[n,99] x) => (float[n,99] y) {{ i = Identity(x) a = {draw} b = {draw} y = Sub(a, b) }}"
+    held = {"half": np.float32(0.5), "yes": np.bool_(True)}
+    outcome = run_pass(Simplify(), onnx_model(text, {name: held[name] for name in held if name in draw}))
+    assert ops_of(outcome.model) == {draw.split("(", maxsplit=1)[0]: 2, "Sub": 1}
+    assert "the graph draws random numbers: without onnxslim, which makes one of two draws" in outcome.notes
+    assert run_onnx(outcome.model, {"x": np.full((4, 99), 0.5, np.float32)}, plain=True)["y"].any()

@@ -14,7 +14,7 @@ from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.passes._ort_log import DISABLED, active_optimizers, read_log
 from optkit.passes._session_options import LOOK_S, Option, has_branches, others_share, with_options
-from optkit.passes.tune_session import NOT_TIMED, NOTHING, TuneSession
+from optkit.passes.tune_session import NOT_TIMED, NOT_TRIED, NOTHING, TuneSession
 from optkit.pipeline.steps import Policy, run_steps
 from optkit.recipe.recipe import Step
 from tests.helpers import MemoryData, normal, onnx_model, open_any, run_pass, session_of
@@ -121,7 +121,10 @@ def test_beside_busy_neighbours_nothing_is_tried_that_depends_on_them(monkeypatc
     outcome, _ = tuned(monkeypatch, without(f"{THREADS}=1", f"{SPINNING}=0"), gelus())
     tried = [decision.what for decision in outcome.decisions]
     assert tried == ["without BiasGeluFusion", "session.set_denormal_as_zero=1", "enable_cpu_mem_arena=0"]
-    assert outcome.notes[1:] == ["threads, parallel, spinning not tried: other processes use 60% of the cores"]
+    assert outcome.notes[1:] == ["threads, spinning not tried: other processes use 60% of the cores"]
+    assert not outcome.lasting, "another day it may be tried"
+    nothing, _ = tuned(monkeypatch, without(), gelus(), candidates=("threads",))
+    assert nothing.notes[0] == NOT_TRIED
     assert tuned(monkeypatch, without(), gelus(), candidates=("memory_arena",))[0].notes == [NOTHING]
 
 

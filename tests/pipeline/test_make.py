@@ -270,3 +270,11 @@ def test_two_processes_at_once_make_one_sound_entry(tmp_path: Path) -> None:
     assert [entry.what for entry in cache.entries()].count("s") == 1
     assert all(cache.get(entry.key) is not None for entry in cache.entries())
     assert list((cache.root / "work").iterdir()) == []
+
+
+def test_what_would_come_out_otherwise_in_a_better_moment_is_made_again(tmp_path: Path) -> None:
+    job, file = make_job(tmp_path), tmp_path / "calls"
+    made = [make(job, toy.ForNow(calls=str(file)), job.original, label="s") for _ in range(2)]
+    assert [each.cached for each in made] == [False, False]
+    assert calls(file) == 2
+    assert made[0].model is not None and made[0].model.path.is_file(), "a run goes on with it all the same"

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from optkit.cli.render import show_manifest
+from optkit.errors import UsageError
 from optkit.model.model import Assets, Model
+from optkit.passes.to_ort_format import ToOrtFormat
 from optkit.pipeline.infer import infer
 from optkit.pipeline.names import file_name, member_name
 from optkit.pipeline.optimize import optimize
@@ -95,6 +97,29 @@ def test_the_model_alone_says_which_options_are_set_where(tmp_path: Path) -> Non
         "wants: set the config entries a.b=1; of SessionOptions execution_mode=parallel, enable_mem_pattern=0; "
         "of the execution provider x=2"
     )
+
+
+def test_an_ort_file_alone_is_the_model_alone(tmp_path: Path) -> None:
+    toy.write_model(tmp_path / "m.onnx")
+    place = tmp_path / "to"
+    manifest = optimize(tmp_path / "m.onnx", [toy.ScaleBy(), ToOrtFormat()], place / "out.ort", bench=False, threads=1)
+    assert [file.name for file in place.iterdir()] == ["out.ort"]
+    opened = Model.open(place / "out.ort")
+    assert (opened.form, opened.digest) == ("ort", manifest.result.digest)
+    assert "out.ort" in markdown(manifest) and "recipe.yaml" not in markdown(manifest)
+    again = optimize(
+        tmp_path / "m.onnx", [toy.ScaleBy(), ToOrtFormat()], place / "out.ort", bench=False, threads=1, force=True
+    )
+    assert again.result.digest == manifest.result.digest
+
+
+def test_a_result_of_another_format_than_the_ending_is_not_written(tmp_path: Path) -> None:
+    """As where the step that writes the ORT file was rolled back."""
+    path = toy.write_model(tmp_path / "m.onnx")
+    manifest = optimize(path, toy.ScaleBy(), tmp_path / "out", bench=False)
+    with pytest.raises(UsageError, match=r"out\.ort, but the result of the recipe is an ONNX file"):
+        publish(manifest, Model.open(path), tmp_path / "out.ort", force=False)
+    assert not (tmp_path / "out.ort").exists()
 
 
 OPENED = """

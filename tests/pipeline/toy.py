@@ -318,3 +318,10 @@ def run(job: Job, *passes: Any, policy: Policy = CALM) -> tuple[Model, list[Step
 
 def statuses(records: Sequence[Any]) -> list[str]:
     return [record.status for record in records]
+
+
+class ForNow(ScaleBy):
+    """Come out so only today."""
+
+    def __call__(self, model: Model, ctx: Context) -> Outcome:
+        return replace(super().__call__(model, ctx), lasting=False)

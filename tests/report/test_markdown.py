@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from optkit.model.manifest import MeasuredOn, MetricResult
-from optkit.report.markdown import verdict_markdown
+from optkit.model.manifest import Change, MeasuredOn, MetricResult
+from optkit.report.markdown import markdown, verdict_markdown
 from tests.report.facts import limit, verdict
+from tests.report.test_waterfall import manifest, step
 
 TOP1 = MetricResult(
     name="top1",
@@ -57,3 +58,17 @@ def test_cells_cannot_break_the_table() -> None:
     table = rows(text, "Limits")
     assert len(table) == 3 and {len(row) for row in table} == {len(table[0])}
     assert "a \0 b c" in table[2][3]
+
+
+def test_what_was_left_alone_comes_with_its_reason_at_most_ten_a_step() -> None:
+    skipped = tuple(Change(where=f"Add_{i}", what="its bias\nis no constant") for i in range(12))
+    steps = (step("fuse", "fused", skipped=skipped), step("fold", "fused", "no effect", None, skipped=skipped[:1]))
+    section = markdown(manifest(steps=steps)).partition("## Left alone\n\n")[2].partition("\n\n")[0].splitlines()
+    assert section == [
+        *(f"- fuse: Add_{i}: its bias is no constant" for i in range(10)),
+        "- fuse: and 2 more in `--json`",
+        "- fold: Add_0: its bias is no constant",
+    ]
+    written = manifest(steps=steps).model_copy(update={"output": "out"})
+    assert "- fuse: and 2 more in `manifest.json`" in markdown(written)
+    assert "Left alone" not in markdown(manifest())

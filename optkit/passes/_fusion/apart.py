@@ -25,7 +25,7 @@ def keep_apart(model: ir.Model) -> Fired:
     rows: dict[ir.Value, ir.Value] = {}
     count, refused = 0, []
     for node in model.graph.all_nodes():
-        scale = node.inputs[1] if node.op_type == "LayerNormalization" and _is_sum(node.inputs[0]) else None
+        scale = node.inputs[1] if _is_norm(node) and _is_sum(node.inputs[0]) else None
         held = constant(scale)
         if scale is not None and held is None:
             refused.append((node_label(node), "its scale is computed"))
@@ -35,6 +35,12 @@ def keep_apart(model: ir.Model) -> Fired:
             node.replace_input_with(1, rows[scale])
             count += 1
     return Fired(count, tuple(refused))
+
+
+def _is_norm(node: ir.Node) -> bool:
+    """Whether it is a LayerNormalization of matrices or more; a vector has no room for a scale of [1, D]."""
+    data = node.inputs[0] if (node.domain, node.op_type) == ("", "LayerNormalization") else None
+    return data is not None and data.shape is not None and len(data.shape) > 1
 
 
 def _is_sum(value: ir.Value | None) -> bool:

@@ -9,14 +9,17 @@ import numpy as np
 
 from optkit.passes._fusion.apply import refusals, require, require_kernel, shaped
 from optkit.passes._fusion.family import Fired
+from optkit.passes._fusion.fold import merge_repeated
 from optkit.passes._fusion.heads import (
     drop_idle_expands,
     drop_idle_reshapes,
     free_transposes,
     keep_flattening_apart,
     read_sizes_before,
+    read_sizes_before_layers,
+    slice_shapes,
 )
-from optkit.passes._fusion.masks import fits, highest, known, largest, mask_rules, row_rules
+from optkit.passes._fusion.masks import fits, highest, known, largest, largest_finite, mask_rules, row_rules
 from optkit.passes._fusion.shapes import know_shapes
 from optkit.passes._ir import constant
 
@@ -40,6 +43,7 @@ def fuse_attention(model: ir.Model) -> Fired:
     free_transposes(model)
     know_shapes(model)
     drop_idle_expands(model)
+    read_sizes_before_layers(model)
     left = refusals(model, sdpa_rules()) + refusals(model, mask_rules())
     return Fired(_count(model) - before, left)
 
@@ -49,14 +53,14 @@ def _count(model: ir.Model) -> int:
 
 
 def _fuse(model: ir.Model) -> None:
-    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
     from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
 
     if mask_rules().apply_to_model(model):
         know_shapes(model)
     if not sdpa_rules().apply_to_model(model):
         return
-    CommonSubexpressionEliminationPass()(model)
+    merge_repeated(model)
     read_sizes_before(model)
     free_transposes(model)
     RemoveUnusedNodesPass()(model)
@@ -66,6 +70,7 @@ def _fuse(model: ir.Model) -> None:
     for rules in mha_rules():
         rules.apply_to_model(model)
     replace_sdpa_by_mha(model)
+    slice_shapes(model)
 
 
 @cache
@@ -103,6 +108,8 @@ def sdpa_rules() -> Any:
             self._open = guarded and mask is not None and not np.isfinite(largest(mask))
             plain = not self._open or np.isfinite(highest(mask))
             require(plain, "the mask may be infinite or NaN, and NaN is taken care of")
+            deep = self._open and largest_finite(mask) > np.finfo(_kind(mask)).max / 2
+            require(not deep, "the mask may hold both -inf and numbers as low as what stands for it")
             self._opset = context.model.opset_imports.get("", 1)
             return found
 
@@ -126,8 +133,12 @@ def _numbers(op: Any, like: ir.Value) -> list[Any]:
     """The lowest number of a dtype, and 0."""
     import onnx_ir as ir
 
-    kind = np.dtype(np.float32 if like.dtype is None else like.dtype.numpy())
+    kind = _kind(like)
     return [op.Constant(value=ir.tensor(np.array(each, kind))) for each in (np.finfo(kind).min, 0)]
+
+
+def _kind(value: ir.Value | None) -> np.dtype[Any]:
+    return np.dtype(np.float32 if value is None or value.dtype is None else value.dtype.numpy())
 
 
 def _is_sized(heads: ir.Value | None) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 NUMBERS_AS_INPUTS = 11
 """Opset from which Clip and Pad take their numbers as inputs."""
+BY_BATCH = "it normalizes by the batch"
 STEPS: dict[str, Callable[[Floats], tuple[Floats, Floats]]] = {
     "Mul": lambda held: (held, np.zeros_like(held)),
     "Div": lambda held: (1 / held, np.zeros_like(held)),
@@ -52,11 +53,32 @@ def conv_rules(*, with_numbers_as_inputs: bool) -> Any:
     from onnxscript.rewriter import RewriteRuleSet
     from onnxscript.rewriter.rules import common
 
-    norms = [getattr(common, f"fuse_batchnorm_into_{name}_rule") for name in ("conv", "conv_transpose", "gemm")]
-    rules = [*_step_rules(), *norms]
+    rules = [*_step_rules(), *norm_rules()]
     if with_numbers_as_inputs:
         rules += [common.fuse_pad_into_conv_rule, *_clamp_rules()]
     return RewriteRuleSet(rules)
+
+
+@cache
+def norm_rules() -> list[Any]:
+    """``BatchNormalization(Conv(x, W, b)) -> Conv(x, W', b')``; so for ConvTranspose and Gemm.
+
+    onnxscript's own, kept off normalization by the mean and variance of the batch.
+    """
+    from onnxscript.rewriter.rules.common import _fuse_batchnorm as known
+
+    class Inference:
+        def check(self, context: Any, x: ir.Value, inbound_out: ir.Value, batchnorm_out: ir.Value) -> Any:
+            require(not trains(batchnorm_out.producer()), BY_BATCH)
+            return super().check(context, x, inbound_out, batchnorm_out)  # type: ignore[misc]
+
+    layers = known.FuseBatchNormIntoConv, known.FuseBatchNormIntoConvTranspose, known.FuseBatchNormIntoGemm
+    return [type(layer.__name__, (Inference, layer), {})().rule() for layer in layers]
+
+
+def trains(norm: ir.Node | None) -> bool:
+    """Whether a BatchNormalization is in training: by its attribute or, before opset 14, by its other outputs."""
+    return norm is not None and (norm.attributes.get_int("training_mode", 0) != 0 or len(norm.outputs) > 1)
 
 
 def _step_rules() -> list[Any]:

@@ -18,6 +18,7 @@ from optkit.passes._fusion.conv_affine import fuse_conv_affine
 from optkit.passes._fusion.family import Family, Fired
 from optkit.passes._fusion.fold import fold
 from optkit.passes._fusion.gelu import fuse_gelu
+from optkit.passes._fusion.gemm import gemm_rules
 from optkit.passes._fusion.key_mask import fuse_key_mask
 from optkit.passes._fusion.layout import fuse_layout
 from optkit.passes._fusion.normalization import fuse_normalization
@@ -121,13 +122,12 @@ def fuse(model: ir.Model, chosen: Collection[str]) -> dict[str, Fired]:
 
 def prepare(model: ir.Model) -> Prepared:
     """Fold constants and infer shapes, in place. It takes longer than all families; ``copied`` allows to do it once."""
-    from onnxscript.rewriter import rewrite
     from onnxscript.rewriter.ort_fusions import shape_optimization
 
     ends = tuple((value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs))
     hasten()
     know_shapes(model)
-    rewrite(model, _gemm_rules())
+    gemm_rules().apply_to_model(model)
     fold(model)
     shape_optimization.rules.apply_to_model(model)
     fold(model)
@@ -152,13 +152,6 @@ def apply(prepared: Prepared, chosen: Collection[str]) -> dict[str, Fired]:
     for clean in (NameFixPass(), ClearMetadataAndDocStringPass(), RemoveUnusedOpsetsPass()):
         clean(model)
     return found
-
-
-def _gemm_rules() -> list[object]:
-    """``Reshape(Gemm(Reshape(x), W, b)) -> Add(MatMul(x, W), b)``: the form that attention is recognized in."""
-    from onnxscript.rewriter.rules.common import _gemm_to_matmul_add
-
-    return [_gemm_to_matmul_add.gemm_to_matmul_add_rule]
 
 
 def _tidy(model: ir.Model) -> None:

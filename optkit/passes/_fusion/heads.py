@@ -14,6 +14,9 @@ from optkit.passes._ir import constant
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+SLICES_OF_SHAPES = 15
+"""Opset from which Shape takes a start and an end."""
+
 
 def settle_sizes(model: ir.Model) -> None:
     """``Gather(Shape(x), 3) -> 8`` where that dimension of x is known, and what is computed from it."""
@@ -55,6 +58,60 @@ def free_transposes(model: ir.Model) -> None:
         model.graph.insert_before(node, [whole, gather])
         ir.convenience.replace_all_uses_with(node.outputs[0], gather.outputs[0], replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
+
+
+def slice_shapes(model: ir.Model) -> None:
+    """``Shape(x, start=1, end=2) -> Gather(Shape(x), [1])`` where the opset has no such Shape: onnxscript writes it."""
+    import onnx_ir as ir
+
+    if model.opset_imports.get("", SLICES_OF_SHAPES) >= SLICES_OF_SHAPES:
+        return
+    for node in list(model.graph):
+        if node.op_type != "Shape" or not node.attributes:
+            continue
+        start, end = (node.attributes[name].as_int() for name in ("start", "end"))
+        picked = add_constant(model.graph, f"{node.outputs[0].name}_axes", np.arange(start, end))
+        whole = ir.node("Shape", [node.inputs[0]])
+        part = ir.node("Gather", [whole.outputs[0], picked], attributes={"axis": 0})
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [whole, part], node.outputs, part.outputs)
+
+
+def read_sizes_before_layers(model: ir.Model) -> None:
+    """``Shape(Add(MatMul(x, weights), bias)) -> Shape(x)`` where the last size is not read, as for a mask of one row.
+
+    Nothing but attention then needs the layer's result.
+    """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+    for node in list(model.graph):
+        rows = _before_layer(node.inputs[0]) if node.op_type == "Shape" else None
+        if rows is not None and not _reads_last(node, len(rows.shape or ())):
+            node.replace_input_with(0, rows)
+
+
+def _before_layer(value: ir.Value | None) -> ir.Value | None:
+    """x of ``Add(MatMul(x, weights), bias)``, or of the product alone, with constants that leave its dimensions."""
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Add":
+        held = [constant(each) for each in node.inputs]
+        plain = [each for each, array in zip(node.inputs, held, strict=True) if array is None]
+        flat = all(array is None or array.ndim <= 1 for array in held)
+        node = plain[0].producer() if len(plain) == 1 and plain[0] is not None and flat else None
+    weights = constant(node.inputs[1]) if node is not None and node.op_type == "MatMul" else None
+    return node.inputs[0] if node is not None and weights is not None and weights.ndim == 2 else None
+
+
+def _reads_last(node: ir.Node, rank: int) -> bool:
+    """Whether somebody may want the last of the sizes that a Shape gives."""
+    if node.attributes:
+        start, end = (node.attributes.get_int(name, -1) for name in ("start", "end"))
+        return not 0 <= start < end < rank
+    if node.outputs[0].is_graph_output():
+        return True
+    readers = [use.node for use in node.outputs[0].uses()]
+    held = [constant(each.inputs[1]) if each.op_type == "Gather" else None for each in readers]
+    return any(axes is None or (axes % max(rank, 1) == rank - 1).any() for axes in held)
 
 
 def read_sizes_before(model: ir.Model) -> None:

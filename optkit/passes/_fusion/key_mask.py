@@ -82,10 +82,9 @@ def _rewrite(graph: ir.Graph, node: ir.Node, made: dict[tuple[object, ...], ir.V
     if key.weight.shape[1] != query.weight.shape[1]:
         raise _Refusal("its keys are narrower than its queries")
     scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(size)
-    row = _row(mask, made)
+    feature = _key_feature(graph, _row(mask, made), heads, size, scale, made)
     _widen(graph, node, 0, query, heads, 1.0)
-    keys = _widen(graph, node, 1, key, heads, 0.0)
-    _insert_after_key(graph, node, keys, _key_feature(graph, row, heads, size, scale, made))
+    _insert_after_key(graph, node, _widen(graph, node, 1, key, heads, 0.0), feature)
     _unmask(node, scale)
 
 
@@ -127,7 +126,7 @@ def _row(value: ir.Value | None, made: dict[tuple[object, ...], ir.Value]) -> ir
 
     if value is None:
         raise _Refusal("its mask cannot be followed")
-    if _is_row(value):
+    if _is_row(value.shape):
         return value
     key = ("row", id(value))
     if key in made:
@@ -144,19 +143,22 @@ def _row(value: ir.Value | None, made: dict[tuple[object, ...], ir.Value]) -> ir
 
 
 def _new(before: ir.Node, node: ir.Node, made: dict[tuple[object, ...], ir.Value], key: tuple[object, ...]) -> ir.Value:
-    """Put ``node`` behind ``before``, and keep its output under ``key``."""
+    """Put ``node`` behind ``before``, and keep its output under ``key``, with as many dimensions as its inputs have."""
+    import onnx_ir as ir
+
     assert before.graph is not None  # it came from iterating over a graph
     before.graph.insert_after(before, node)
+    ranks = [len(each.shape) for each in node.inputs if each is not None and each.shape is not None]
+    node.outputs[0].shape = ir.Shape([None, 1, 1, None] if 4 in ranks else [])
     made[key] = node.outputs[0]
     return made[key]
 
 
-def _is_row(value: ir.Value) -> bool:
-    """Whether every query and head gets the same: a scalar, or [batch, 1, 1, keys] by its shape."""
-    shape = value.shape
+def _is_row(shape: ir.Shape | None) -> bool:
+    """Whether every query and head gets the same: a scalar, or [batch, 1, 1, keys]."""
     if shape is None:
         return False
-    return all(dim == 1 for dim in list(shape)[-3:-1]) and (len(shape) == 4 or all(dim == 1 for dim in shape))
+    return all(dim == 1 for dim in shape) or (len(shape) == 4 and shape[1] == 1 and shape[2] == 1)
 
 
 def _counts_up(node: ir.Node) -> bool:
@@ -200,7 +202,8 @@ def _key_feature(
     if key in made:
         return made[key]
     source = row.producer()
-    assert source is not None  # a mask that is a constant or an input has no bound, and was refused
+    if source is None or row.shape is None or len(row.shape) != 4:
+        raise _Refusal("its mask is a constant, or has fewer than four dimensions")
     last = np.zeros((heads, size + 1), np.float32)
     last[:, -1] = 1 / scale
     low, high = (add_constant(graph, f"{row.name}_{name}", np.array(bound, np.float32)) for name, bound in _BOUNDS)

@@ -33,15 +33,26 @@ _LARGEST = _HIGHEST | {
 """The same of absolute values."""
 
 
-def largest(value: ir.Value | None) -> np.float32:
+def largest(value: ir.Value | None, known: dict[ir.Value, np.float32] | None = None) -> np.float32:
     """A bound of the absolute values of a tensor that is computed from constants alone; infinite where unknown.
 
     In float32, in which adding a small bias to the lowest number gives the lowest number, as it does in the model.
+
+    ``known``: of the results of Max that were seen before.
     """
+    known = {} if known is None else known
     node = None if value is None else value.producer()
-    if node is not None and node.op_type == "Max":  # not below the highest of its inputs' own lower bounds
-        return np.max([np.abs(highest(value)), np.min([largest(each) for each in node.inputs])])
+    if value is not None and node is not None and node.op_type == "Max":
+        if value not in known:  # not below the highest of its inputs' own lower bounds
+            least = np.min([largest(each, known) for each in node.inputs])
+            known[value] = np.max([np.abs(highest(value)), least])
+        return known[value]
     return _bound(value, _LARGEST, lambda held: np.abs(held).max(initial=0.0))
+
+
+def largest_finite(value: ir.Value | None) -> np.float32:
+    """The same of what is not infinite in the constants that it comes from."""
+    return _bound(value, _LARGEST, lambda held: np.abs(held[np.isfinite(held)]).max(initial=0.0))
 
 
 def highest(value: ir.Value | None) -> np.float32:
@@ -49,7 +60,24 @@ def highest(value: ir.Value | None) -> np.float32:
     return _bound(value, _HIGHEST, lambda held: held.max(initial=-np.inf))
 
 
-def _bound(value: ir.Value | None, table: Mapping[str, Any], measure: Callable[[Any], Bound]) -> np.float32:
+def _bound(
+    value: ir.Value | None,
+    table: Mapping[str, Any],
+    measure: Callable[[Any], Bound],
+    known: dict[ir.Value | None, np.float32] | None = None,
+) -> np.float32:
+    known = {} if known is None else known
+    if value not in known:
+        known[value] = _bound_of(value, table, measure, known)
+    return known[value]
+
+
+def _bound_of(
+    value: ir.Value | None,
+    table: Mapping[str, Any],
+    measure: Callable[[Any], Bound],
+    known: dict[ir.Value | None, np.float32],
+) -> np.float32:
     import onnx_ir as ir
 
     from optkit.passes._ir import constant
@@ -65,7 +93,7 @@ def _bound(value: ir.Value | None, table: Mapping[str, Any], measure: Callable[[
     if node.op_type not in table:
         return np.float32(np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.float32(table[node.op_type]([_bound(each, table, measure) for each in node.inputs]))
+        return np.float32(table[node.op_type]([_bound(each, table, measure, known) for each in node.inputs]))
 
 
 @cache

@@ -26,6 +26,22 @@ def fuse_normalization(model: ir.Model) -> Fired:
     return together(layers, apply_rules(model, _rms_rules()))  # in this order: the second is a part of the first
 
 
+class _EitherAxes:
+    """Operators of a pattern, with the axes of ``ReduceMean`` as input or, as before opset 18, as attribute."""
+
+    def __init__(self, op: Any) -> None:
+        self.op = op
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.op, name)
+
+    def ReduceMean(self, x: Any, axes: list[int], keepdims: int) -> Any:
+        from onnxscript.rewriter import pattern
+
+        means = self.op.ReduceMean(x, axes, keepdims=keepdims), self.op.ReduceMean(x, axes=axes, keepdims=keepdims)
+        return pattern.OrValue(means)
+
+
 @cache
 def _rms_rules() -> Any:
     from onnxscript.rewriter import pattern
@@ -39,7 +55,7 @@ def _rms_rules() -> Any:
         def pattern(self, op: Any, x: Any, scale: Any, epsilon: Any, compute_dtype: Any, target_dtype: Any) -> Any:
             x = either([op.Cast(x, to=compute_dtype), x])
             square = either([op.Pow(x, 2.0), op.Mul(x, x)])
-            root = op.Sqrt(op.Add(op.ReduceMean(square, [-1], keepdims=1), epsilon))
+            root = op.Sqrt(op.Add(_EitherAxes(op).ReduceMean(square, [-1], keepdims=1), epsilon))
             normal = either([op.Mul(x, op.Reciprocal(root)), op.Mul(x, op.Div(1.0, root)), op.Div(x, root)])
             normal = either([op.Cast(normal, to=target_dtype), normal])
             scale = either([op.Cast(scale, to=compute_dtype), scale])
@@ -59,6 +75,9 @@ def _layer_rules() -> Any:
     from onnxscript.rewriter.rules.fusion._layer_norm import LayerNormBiasFusion, LayerNormFusion
 
     class Layer(LayerNormFusion):  # type: ignore[misc]  # onnxscript is not followed by mypy
+        def pattern(self, op: Any, x: Any, scale: Any, epsilon: Any) -> Any:
+            return super().pattern(_EitherAxes(op), x, scale, epsilon)
+
         def check(self, context: Any, x: ir.Value, scale: ir.Value, **rest: Any) -> Any:
             require_row(scale, x, "the scale")
             return super().check(context, x=x, scale=scale, **rest)

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.passes._fusion.apply import apply_rules, require, require_kernel, shaped, together
 from optkit.passes._fusion.family import Fired
-from optkit.passes._fusion.heads import settle_sizes
+from optkit.passes._fusion.fold import merge_repeated
+from optkit.passes._fusion.heads import SLICES_OF_SHAPES, settle_sizes
 from optkit.passes._fusion.masks import known
 from optkit.passes._fusion.shapes import know_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-SLICES_OF_SHAPES = 15
-"""Opset from which Shape takes a start and an end."""
 
 
 def fuse_rotary(model: ir.Model) -> Fired:
@@ -23,16 +21,14 @@ def fuse_rotary(model: ir.Model) -> Fired:
 
     It is done before the rows are split into heads, so that attention behind it is recognized as any other.
     """
-    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
-
     if not any(node.op_type == "Cos" for node in model.graph.all_nodes()):
         return Fired()
     settle_sizes(model)
-    CommonSubexpressionEliminationPass()(model)
+    merge_repeated(model)
     fired = apply_rules(model, _whole_rules())
     if not fired.count:
         return fired
-    CommonSubexpressionEliminationPass()(model)
+    merge_repeated(model)
     partial = apply_rules(model, _partial_rules())
     know_shapes(model)
     _rows_rules().apply_to_model(model)

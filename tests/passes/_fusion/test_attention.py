@@ -181,6 +181,15 @@ def test_a_guard_stays_where_the_mask_may_be_anything():
     assert reasons(proto) == ["the mask may be infinite or NaN, and NaN is taken care of"]
 
 
+def test_a_guard_stays_where_a_sum_of_masks_may_be_infinite_beside_the_lowest_number():
+    """Keys that one of two masks leaves out would weigh as much as those that both leave out."""
+    scores = "m1 = Where(keep, zero, fill) m2 = Where(too, zero, fill) m = Add(m1, m2) s = Add(s0, m)"
+    end = END.replace("p = Softmax<axis = -1>(s)", f"p0 = Softmax<axis = -1>(s) {GUARD}")
+    keys = ", bool[batch,1,1,seq] keep, bool[batch,1,1,seq] too"
+    proto = attention(scores, inputs=keys, end=end, zero=np.float32(0), fill=np.float32(LOWEST))
+    assert reasons(proto) == ["the mask may hold both -inf and numbers as low as what stands for it"]
+
+
 @pytest.mark.parametrize("order", ["keep, s0, far", "drop, far, s0"])
 @pytest.mark.parametrize("far", [-np.inf, LOWEST, -1e30])
 def test_scores_that_are_replaced_where_masked(order: str, far: float):
@@ -222,6 +231,14 @@ def test_masks_that_are_repeated(shape: str, sizes: tuple[int, ...]):
 @pytest.mark.parametrize("shape", ["batch,1,1,1", "other,1,seq,seq", "batch,1,seq,keys", "3,1,seq,seq", "1,1,5,seq"])
 def test_masks_that_may_not_fit(shape: str):
     assert reasons(with_mask(shape)) == ["the mask is not known to fit the scores"]
+
+
+@pytest.mark.parametrize("opset", [13, 14])
+@pytest.mark.parametrize("shape", ["batch,1,1,seq", "seq,seq"])
+def test_masks_that_are_repeated_below_opset_15(shape: str, opset: int):
+    proto = with_mask(shape)
+    proto.opset_import[0].version = opset
+    check(proto, X | {"m": normal(*((2, 1, 1, 5) if "batch" in shape else (5, 5)), seed=3)})
 
 
 # --- near misses ------------------------------------------------------------------------------------------------------

@@ -185,3 +185,18 @@ def test_onnxruntime_finds_nothing_left_to_fold() -> None:
     body = f"c = {PADDED}(x, w) m = Mul(c, s) a = Add(m, t) y = Relu(a)"
     before, after, _ = rewritten(fuse_conv_affine, model(body))
     np.testing.assert_allclose(run_onnx(after, X)["y"], run_onnx(before, X)["y"], rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "opset"),
+    [
+        ("y = BatchNormalization<training_mode = 1>(c, scale, b, mean, var)", 20),
+        ("y, m, v = BatchNormalization<training_mode = 1>(c, scale, b, mean, var)", 20),
+        ("y, m, v, k, l = BatchNormalization(c, scale, b, mean, var)", 13),
+    ],
+)
+@pytest.mark.parametrize("layer", ["Conv(x, w)", "ConvTranspose(x, w)"])
+def test_normalization_by_the_batch_stays(body: str, opset: int, layer: str) -> None:
+    before, after, fired = rewritten(fuse_conv_affine, model(f"c = {layer} {body}", opset=opset))
+    assert (fired.count, [why for _, why in fired.refused]) == (0, ["it normalizes by the batch"])
+    assert ops_of(after) == ops_of(before)

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 
 from optkit.passes._fusion.family import Fired
-from optkit.passes._fusion.heads import drop_idle_reshapes, free_transposes, settle_sizes
+from optkit.passes._fusion.heads import drop_idle_reshapes, free_transposes, read_sizes_before_layers, settle_sizes
 from tests.helpers import normal, onnx_model, ops_of, run_onnx
 from tests.passes._fusion.rewritten import rewritten
 
@@ -49,3 +49,22 @@ def test_sizes_that_are_known_are_numbers():
     assert ops_of(model).get("Div", 0) == 0
     found = run_onnx(model, {"x": normal(5, 6)})
     assert (int(found["half"]), int(found["rows"]), found["all"].tolist()) == (3, 5, [5, 6])
+
+
+def test_sizes_are_read_before_a_layer_but_the_last():
+    text = """g (float[a,b,4] x) => (int64[1] rows, int64 columns, int64[2] two, int64[3] all, int64[1] last) {
+        p = MatMul(x, w) l = Add(p, bias) s = Shape<start = 1, end = 2>(l) rows = Identity(s)
+        h = Shape(l) columns = Gather(h, i1) two = Gather(h, i01)
+        n = Shape(l) all = Identity(n) m = Shape<start = 2, end = 3>(l) last = Identity(m) }"""
+    held = {"w": normal(4, 8), "bias": normal(8), "i1": np.int64(1), "i01": np.int64([0, -2])}
+    model = after(read_sizes_before_layers, onnx_model(text, held))
+    shapes = [node for node in onnx.load(model.path).graph.node if node.op_type == "Shape"]
+    assert [list(node.input) for node in shapes] == [["x"], ["x"], ["l"], ["l"]]
+    found = run_onnx(model, {"x": normal(2, 3, 4)})
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "rows": [3],
+        "columns": 3,
+        "two": [2, 3],
+        "all": [2, 3, 8],
+        "last": [8],
+    }

@@ -12,6 +12,10 @@ from optkit.passes._fusion.shapes import know_shapes
 from optkit.passes._ir import load_ir, save_ir
 from optkit.passes.quantize_dynamic import QuantizeDynamic
 from tests.helpers import fresh_dir, normal, onnx_model, open_any, ops_of, relative_error, run_onnx, run_pass
+from tests.passes._fusion.exports import fused
+from tests.passes._fusion.heads_text import masked
+from tests.passes._fusion.heads_text import ragged as padded
+from tests.passes._fusion.rewritten import assert_same
 
 LOWEST = float(np.finfo(np.float32).min)
 HEADS, SIZE, SEQ = 4, 8, 5
@@ -125,8 +129,9 @@ CAUSAL = "m = Where(triangle, zero, fill)"
         ),
         (model(f"{WHERE} {REPEATED} z = Relu(q)", outputs=", float[batch,seq,32] z"), "or others read it too"),
         (model(f"{WHERE} {REPEATED}", third=", bq3"), "it has a bias"),
+        (model(f"row = Identity(zero) {REPEATED}", inputs="float[batch,seq,32] x"), "its mask is a constant"),
     ],
-    ids=["infinite", "input", "by query", "by head", "shared", "bias"],
+    ids=["infinite", "input", "by query", "by head", "shared", "bias", "constant"],
 )
 def test_near_misses_say_why(proto: onnx.ModelProto, reason: str) -> None:
     if any("bq3" in node.input for node in proto.graph.node):
@@ -135,7 +140,7 @@ def test_near_misses_say_why(proto: onnx.ModelProto, reason: str) -> None:
     assert fired.count == 0
     (refused,) = fired.refused
     assert reason in refused[1]
-    assert ops_of(after) == ops_of(before)
+    assert ops_of(after) | {"Identity": 0} == ops_of(before) | {"Identity": 0}, "at most a dead copy of its mask"
 
 
 def test_its_layers_still_become_int8() -> None:
@@ -146,3 +151,17 @@ def test_its_layers_still_become_int8() -> None:
     errors = [relative_error(run_onnx(each, ragged())["y"], expected) for each in (plain, masked)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
     assert errors[1] < 0.05
+
+
+@pytest.mark.parametrize("opset", [14, 20])
+def test_a_mask_of_one_row_that_attention_repeats(opset: int) -> None:
+    """onnxscript reads from the queries how often; they are still needed by nothing but attention."""
+    proto = masked(LOWEST, guard="")
+    proto.opset_import[0].version = opset
+    before = open_any(proto)
+    after, fired = fused(before, "attention", "key-mask")
+    assert (fired["attention"], fired["key-mask"]) == (Fired(1), Fired(1))
+    counts = ops_of(after)
+    assert counts["MatMul"] == 4
+    assert not counts.keys() & {"Expand", "Shape"}
+    assert_same(after, before, padded(), 2e-6)

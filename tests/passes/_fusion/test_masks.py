@@ -43,6 +43,14 @@ def test_nan_has_no_bound():
     assert not np.isfinite(highest(graph.outputs[0]))
 
 
+def test_masks_that_are_read_twice_are_looked_at_once():
+    """64 additions of a value to itself, and as many Max: 2 to the 64th paths."""
+    sums = " ".join(f"a{i + 1} = Add(a{i}, a{i})" for i in range(64))
+    tops = " ".join(f"b{i + 1} = Max(b{i}, b{i})" for i in range(64))
+    body = f"a0 = Where(keep, one, one) {sums} b0 = Where(keep, one, zero) {tops}"
+    assert bounds(body, "a64 b64") == [(2.0**64, 2.0**64), (1, 1)]
+
+
 def value(*shape: int | str | None) -> ir.Value:
     return ir.val("m", ir.DataType.FLOAT, shape)
 

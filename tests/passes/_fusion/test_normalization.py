@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import Any
 
@@ -73,16 +74,28 @@ def test_an_addition_behind_it_that_is_no_bias():
     assert fired == Fired(0, (("Add -> y", "it normalizes more than the last axis"),))
 
 
-def test_layer_normalization_came_with_opset_17():
-    proto = onnx_model(
-        """g (float[n,8] x) => (float[n,8] y) { c = ReduceMean<axes = [-1]>(x) d = Sub(x, c) s = Mul(d, d)
-        m = ReduceMean<axes = [-1]>(s) a = Add(m, tiny) r = Sqrt(a) z = Div(d, r) y = Mul(z, w) }""",
-        WEIGHTS,
-        opset=16,
-    )
+def before_opset_18(text: str) -> str:
+    """The axes of ReduceMean as attribute, as opset 18 no longer has them."""
+    return re.sub(r"ReduceMean<(.*?)>\((\w+), last\)", r"ReduceMean<\1, axes = [-1]>(\2)", text)
+
+
+@pytest.mark.parametrize(("opset", "count"), [(17, 1), (16, 0)])
+def test_layer_normalization_came_with_opset_17(opset: int, count: int):
+    text = before_opset_18(layer(SQUARE[1], NORMAL[2], "y = Mul(z, w)"))
+    before, after, fired = rewritten(fuse_normalization, onnx_model(text, WEIGHTS, opset=opset))
+    assert ops_of(after).get("LayerNormalization", 0) == count
+    # its second part is an RMS normalization
+    assert fired == Fired(1) and ops_of(after).get("SimplifiedLayerNormalization", 0) == 1 - count
+    assert_same(after, before, X, 2e-6)
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize("scaled", NORMAL)
+def test_rms_normalization_with_axes_as_attribute(opset: int, scaled: str):
+    proto = onnx_model(before_opset_18(rms(scaled=scaled)), WEIGHTS, opset=opset)
     before, after, fired = rewritten(fuse_normalization, proto)
-    assert fired == Fired()
-    assert ops_of(after) == ops_of(before)
+    assert (fired, ops_of(after)) == (Fired(1), {"SimplifiedLayerNormalization": 1})
+    assert_same(after, before, X, 2e-6)
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])

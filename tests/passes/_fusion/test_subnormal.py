@@ -33,3 +33,17 @@ def test_ordinary_weights_stay_the_very_same() -> None:
     held = graph.graph.initializers["w"].const_value
     assert flush_subnormal(graph) == Fired(0)
     assert graph.graph.initializers["w"].const_value is held
+
+
+def test_numbers_that_keep_something_finite_stay() -> None:
+    text = "g (float[n,8] x) => (float[n,8] y) { m = MatMul(x, w) a = Abs(m) c = Max(a, tiny) y = Log(c) }"
+    before = open_any(onnx_model(text, {"w": normal(8, 8), "tiny": np.full(8, 1.2e-38, np.float32)}))
+    graph = load_ir(before.path)
+    assert flush_subnormal(graph) == Fired(0)
+
+
+def test_a_weight_that_is_read_elsewhere_too_stays() -> None:
+    weight = normal(8, 8)
+    weight[2] = 1e-40
+    text = "g (float[n,8] x) => (float[n,8] y, float[8,8] z) { y = MatMul(x, w) z = Reciprocal(w) }"
+    assert flush_subnormal(load_ir(open_any(onnx_model(text, {"w": weight})).path)) == Fired(0)
