@@ -51,7 +51,7 @@ def run_pass(
         seed=seed,
     )
     return pass_(
-        opened, _Here(job, fresh_dir(), pass_.name(), reads=frozenset(pass_.uses_data), times=pass_.decides_by_time())
+        opened, _Here(job, fresh_dir(), pass_.name(), reads=frozenset(pass_.reads()), times=pass_.decides_by_time())
     )
 
 

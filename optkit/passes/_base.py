@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -91,6 +91,12 @@ class Context(Protocol):
     def judge(self, model: Model) -> Verdict:
         """Compare with the original on the search split only."""
 
+    def remember(self, facts: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``make`` gives, as plain data; other steps and later runs that ask with the same ``facts`` get it too.
+
+        ``facts`` say what it depends on (digests, options), beside the code of the pass and what models run on.
+        """
+
     def progress(self, done: int, total: int) -> None:
         """Tell whoever watches how far this pass is."""
 
@@ -113,7 +119,7 @@ class Pass(BaseModel):
     uses_target: ClassVar[bool] = False
     """Whether the result depends on provider or CPU features; then they are part of the cache key."""
     uses_data: ClassVar[tuple[str, ...]] = ()
-    """Splits it reads; the plan refuses when they are missing, and their digest is part of the cache key."""
+    """Splits it reads with any options, see ``reads``."""
 
     @classmethod
     def name(cls) -> str:
@@ -131,6 +137,13 @@ class Pass(BaseModel):
             f"{key}: {value}" for key, value in self.model_dump(mode="json", exclude_defaults=True).items()
         )
         return f"{self.name()}: {{{given}}}" if given else self.name()
+
+    def reads(self) -> tuple[str, ...]:
+        """Splits it reads; the plan refuses when they are missing, and their digest is part of the cache key.
+
+        With ``search`` among them, limits and metric are part of the key too: it may choose by ``ctx.judge``.
+        """
+        return self.uses_data
 
     def decides_by_time(self) -> bool:
         """Whether it chooses by ``ctx.time``.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optkit.bench.measure import Candidate, Measured, Rules, measure
 from optkit.data.dataset import Arrays, Dataset
@@ -17,6 +17,7 @@ from optkit.evaluate.metrics import Metric, needs_labels
 from optkit.model.manifest import Ratio, Verdict
 from optkit.model.model import Model
 from optkit.model.target import Target
+from optkit.pipeline.cache import key_of
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import original_outputs
 from optkit.runner.base import Runner
@@ -46,9 +47,11 @@ class StepContext:
     step: str
     watch: Progress = silent
     reads: frozenset[str] | None = None
-    """Splits the pass declared (``uses_data``), whose digests are in its cache key; None = any."""
+    """Splits the pass declared (``reads``), whose digests are in its cache key; None = any."""
     times: bool = True
     """Whether the pass declared that it decides by time (``decides_by_time``)."""
+    source: str = ""
+    """Digest of the pass's code."""
 
     @property
     def original(self) -> Model:
@@ -74,7 +77,7 @@ class StepContext:
         if self.reads is not None and split not in self.reads:
             raise PassError(
                 f"The pass '{self.step}' reads the split '{split}' without having declared it.",
-                expected=f"'{split}' in its uses_data",
+                expected=f"'{split}' in what its reads() gives",
                 fix="report this to the author of the pass",
             )
         return self.job.split(split)
@@ -128,6 +131,16 @@ class StepContext:
     def judge(self, model: Model) -> Verdict:
         """Compare with the original on the search split only."""
         return judge_on(self.job, model, self.batches("search"))
+
+    def remember(self, facts: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``make`` gives; other steps and later runs that ask with the same ``facts`` get it too."""
+        key = key_of({"what": "remembered", "source": self.source, **self.job.runtime_facts(), "facts": dict(facts)})
+        with self.job.cache.lock(key):
+            known: dict[str, Any] | None = self.job.cache.get_facts(key)
+            if known is None:
+                known = make()
+                self.job.cache.put_facts(key, known, f"data of {self.step}")
+        return known
 
     def progress(self, done: int, total: int) -> None:
         """Tell whoever watches how far this pass is."""

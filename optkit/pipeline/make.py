@@ -100,8 +100,9 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
         made.mkdir()
         started = time.perf_counter()
         with watched_memory() as peak:
-            reads = _reads(pass_, before)
-            outcome = _call(pass_, before, StepContext(job, made, label, watch, reads, pass_.decides_by_time()))
+            reads, source = _reads(pass_, before), _source_digest(type(pass_))
+            context = StepContext(job, made, label, watch, reads, pass_.decides_by_time(), source)
+            outcome = _call(pass_, before, context)
         seconds = time.perf_counter() - started
         if _stamp(files) != stamp:
             raise PassError(
@@ -156,7 +157,7 @@ def _call(pass_: Pass, before: Model, context: StepContext) -> Outcome:
 
 def _reads(pass_: Pass, before: Model) -> frozenset[str]:
     """The splits whose digests are in the step's key; exports and other torch passes may look at a sample."""
-    return frozenset(pass_.uses_data) | ({"sample"} if before.form == "torch" else set())
+    return frozenset(pass_.reads()) | ({"sample"} if before.form == "torch" else set())
 
 
 def step_key(job: Job, pass_: Pass, before: Model) -> str:
@@ -178,7 +179,7 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
     }
     if before.form == "torch":
         facts["signature"] = before.signature
-    if "search" in pass_.uses_data:
+    if "search" in pass_.reads():
         facts["judged"] = (job.limits, job.metric, job.outputs, job.exact)
     if pass_.uses_target:
         facts["target"] = (job.target.provider, tuple(machine().features))

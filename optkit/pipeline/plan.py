@@ -332,7 +332,7 @@ def _check_step(planned: Planned, job: Job) -> None:
             expected=", ".join(pass_.needs),
             fix=pip_hint(missing[0]),
         )
-    for split in pass_.uses_data:
+    for split in pass_.reads():
         job.split(split)
     refuse(planned.step, unfit(planned, job.original, job.target))
 
