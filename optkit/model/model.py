@@ -17,6 +17,16 @@ Kind = Literal["onnx", "ort", "pt2", "torchscript", "weights", "pickle", "huggin
 """How the file on disk is opened. ``weights`` = a state_dict or safetensors file that needs a factory."""
 
 
+def is_config_entry(key: str) -> bool:
+    """Whether a key of ``Model.session`` is a session config entry: it has a dot, before any colon."""
+    return "." in key.partition(":")[0]
+
+
+def config_entries(session: Mapping[str, str]) -> dict[str, str]:
+    """The session config entries among a model's session options."""
+    return {key: value for key, value in session.items() if is_config_entry(key)}
+
+
 @dataclass(frozen=True)
 class Assets:
     """What a model needs beside its weights: how raw inputs become tensors."""

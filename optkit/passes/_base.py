@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 PassKind = Literal["exact", "lossy", "trains"]
 Aspect = Literal["outputs", "dims", "dtypes"]
 
+NOISE = 1e-3
+"""Largest error over the output's standard deviation that counts as float noise: what ``exact`` means."""
+NOISE_INT8 = 0.05
+"""The same behind a lossy pass, where float noise flips the rounding of quantized values; also the share of integer,
+bool and string elements that may differ there (none may differ in an exact chain)."""
+
 FRAME_KEYS = ("id", "required", "keep", "when")
 """What every recipe entry may have beside the pass's own options, none of which may be named so."""
 

@@ -14,6 +14,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from optkit.model.model import config_entries
+from optkit.passes._ort import session_options
+
 DISABLED = "optimization.disable_specified_optimizers"
 """Session config entry: names of optimizers that are not to run, with ``;`` between."""
 
@@ -49,11 +52,6 @@ def active_optimizers(path: Path, provider: str, session: Mapping[str, str]) -> 
     return "onnxruntime's log does not tell which of its optimizers change the model" if found is None else found
 
 
-def config_entries(session: Mapping[str, str]) -> dict[str, str]:
-    """Those of a model's session options that are session config entries, see ``Model.session``."""
-    return {key: value for key, value in session.items() if "." in key.partition(":")[0]}
-
-
 def read_log(log: str) -> tuple[str, ...] | None:
     """Names of the optimizers that changed something; None where the log has not a word about any."""
     lines = _LINE.findall(log)
@@ -66,10 +64,8 @@ def main() -> None:
     import onnxruntime as ort
 
     path, provider, entries = sys.argv[1:]
-    options = ort.SessionOptions()
+    options = session_options(json.loads(entries))
     options.log_severity_level = _INFO
-    for key, value in json.loads(entries).items():
-        options.add_session_config_entry(key, value)
     short = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
     if provider not in short:
         raise SystemExit(f"the provider {provider} cannot be asked")

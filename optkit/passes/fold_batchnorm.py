@@ -31,9 +31,8 @@ class FoldBatchnorm(Pass):
         from onnx_ir.passes.common import LiftConstantsToInitializersPass
         from onnxscript.rewriter import RewriteRuleSet
 
-        from optkit.passes._fusion.constants import keep_overwritten
         from optkit.passes._fusion.conv_affine import norm_rules
-        from optkit.passes._ir import frozen_inputs, load_ir, op_counts, remove_unused, save_ir
+        from optkit.passes._ir import frozen_inputs, keep_overwritten, load_ir, op_counts, remove_unused, save_ir
 
         graph = load_ir(model.path)
         frozen = frozen_inputs(graph)

@@ -56,7 +56,7 @@ class FuseGraph(Pass):
 
     def __call__(self, model: Model, ctx: Context) -> Outcome:
         """Apply what is wanted, less what leads to a result that a session cannot open."""
-        from optkit.passes._ir import frozen_inputs, load_ir
+        from optkit.passes._ir import frozen_inputs
 
         timed = self.measure and ctx.may_time
         variants = Variants(model, ctx, self.sentence(), compared=timed)
@@ -68,7 +68,7 @@ class FuseGraph(Pass):
         variants.keep_only(chosen)
         notes += variants.notes
         counts = {name: fired.count for name, fired in made.fired.items() if fired.count}
-        notes += frozen_inputs(load_ir(model.path)) if counts else [_why_nothing(chosen, decisions)]
+        notes += frozen_inputs(variants.loaded) if counts else [_why_nothing(chosen, decisions)]
         return Outcome(
             made.model,
             sum(counts.values()),

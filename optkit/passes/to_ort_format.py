@@ -9,6 +9,7 @@ from optkit.errors import PassError
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
 from optkit.passes._base import Context, Outcome, Pass, PassKind
+from optkit.passes._ort import session_options
 
 
 class ToOrtFormat(Pass):
@@ -41,14 +42,11 @@ class ToOrtFormat(Pass):
         import onnxruntime as ort
 
         path = ctx.workdir / "model.ort"
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.optimized_model_filepath = str(path)
         entries = dict(model.session) | {"session.save_model_format": "ORT"}
         if self.optimization == "runtime":
             entries["optimization.minimal_build_optimizations"] = "save"
-        for key, value in entries.items():
-            options.add_session_config_entry(key, value)
+        options = session_options(entries)
+        options.optimized_model_filepath = str(path)
         try:
             ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's classes share no base

@@ -15,17 +15,10 @@ from optkit.evaluate.judge import judge
 from optkit.evaluate.limits import Limits
 from optkit.model.manifest import Drift, Verdict
 from optkit.model.model import Model
-from optkit.passes._base import Pass
+from optkit.passes._base import NOISE, NOISE_INT8, Pass
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import original_outputs, original_target, output_bytes
 from optkit.runner.open import open_runner, run_batches, run_dataset
-
-EXACT_TOLERANCE = 1e-3
-"""Largest error over the output's standard deviation that counts as float noise."""
-
-EXACT_TOLERANCE_LOSSY = 0.05
-"""The same behind a lossy pass, where float noise flips the rounding of quantized values; also the share of integer,
-bool and string elements that may differ there (none may differ in an exact chain)."""
 
 CHECK_SAMPLES = 32
 """Samples each step is checked on (of the search split); the final verdict sees the whole evaluation split."""
@@ -96,9 +89,9 @@ def check_step(job: Job, before: Model, after: Model, pass_: Pass, earlier: Sequ
     if pass_.kind != "exact":
         return Check(drift=drift)
     if all(kept.kind == "exact" for kept in earlier):
-        return _exactness(verdict, drift, EXACT_TOLERANCE)
+        return _exactness(verdict, drift, NOISE)
     moved = _compare(job, _outputs(job, before, dataset), ran, dataset, dropped, allowed)
-    return _exactness(moved, drift, EXACT_TOLERANCE_LOSSY)
+    return _exactness(moved, drift, NOISE_INT8)
 
 
 def may_change(passes: Sequence[Pass]) -> frozenset[str]:
@@ -108,7 +101,7 @@ def may_change(passes: Sequence[Pass]) -> frozenset[str]:
 
 def _exactness(moved: Verdict, drift: Drift | None, tolerance: float) -> Check:
     worst = max(moved.outputs, key=lambda o: o.max_error_std or 0.0, default=None)
-    spared = tolerance if tolerance > EXACT_TOLERANCE else 0.0
+    spared = tolerance if tolerance > NOISE else 0.0
     unequal = next((o for o in moved.outputs if o.equal is not None and o.equal < 1 - spared), None)
     if worst is not None and not (worst.max_error_std or 0.0) <= tolerance:
         return Check(

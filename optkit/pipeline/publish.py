@@ -9,14 +9,14 @@ from optkit.data.preprocess import preprocess_files
 from optkit.model.bundle import copy_file, data_name, is_alone, staged
 from optkit.model.digest import model_files, sha256_files
 from optkit.model.manifest import Manifest
-from optkit.model.model import Assets, Model
+from optkit.model.model import Assets, Model, config_entries
 from optkit.model.onnx_file import load_onnx, move_external, save_onnx
 from optkit.pipeline.asked import check_ending
 from optkit.pipeline.names import file_name
 from optkit.report.json import dump
 from optkit.report.markdown import markdown
 from optkit.report.snippet import open_model
-from optkit.runner.session import PROVIDER, is_entry, provider_options
+from optkit.runner.session import PROVIDER, provider_options
 
 
 def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> Manifest:
@@ -59,8 +59,8 @@ def _left_out(result: Model, out: Path) -> tuple[str, ...]:
 def _wanted(session: Mapping[str, str]) -> str:
     """``set the config entries a.b=1; of SessionOptions execution_mode=parallel``."""
     own = provider_options(session)
-    entries = {key: value for key, value in session.items() if is_entry(key)}
-    others = {key: value for key, value in session.items() if not is_entry(key) and not key.startswith(PROVIDER)}
+    entries = config_entries(session)
+    others = {key: value for key, value in session.items() if key not in entries and not key.startswith(PROVIDER)}
     kinds = {"the config entries": entries, "of SessionOptions": others, "of the execution provider": own}
     return "set " + "; ".join(
         f"{kind} {', '.join(f'{key}={value}' for key, value in found.items())}"

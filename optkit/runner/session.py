@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from optkit.errors import ModelError, UsageError
 from optkit.model.machine import usable_threads
+from optkit.model.model import is_config_entry
 from optkit.model.target import Target
 from optkit.runner.providers import short_name
 
@@ -155,11 +156,6 @@ def check(entries: Mapping[str, str], file: Path | None = None) -> None:
         raise ModelError(error.message, expected=error.expected, fix=error.fix, file=file) from error
 
 
-def is_entry(key: str) -> bool:
-    """Whether it is a session config entry."""
-    return "." in key.partition(":")[0]
-
-
 def quoted(value: Value) -> str:
     """The value as a literal of Python, text in double quotes."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
@@ -167,7 +163,7 @@ def quoted(value: Value) -> str:
 
 def _settings(key: str, text: str) -> list[Setting]:
     kind, colon, name = key.partition(":")
-    if is_entry(key):
+    if is_config_entry(key):
         return [Setting("add_session_config_entry", text, key)]
     if kind == PROVIDER and name:
         return []

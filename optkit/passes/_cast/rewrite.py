@@ -10,11 +10,11 @@ import numpy as np
 from optkit.passes._cast.choose import Seen
 from optkit.passes._cast.half import Half
 from optkit.passes._cast.slots import Slots
+from optkit.passes._ir import add_constant
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from optkit.data.dataset import Array
 
 INDIFFERENT = ("Shape", "Size", "Cast")
 """Operators that take either type as it comes."""
@@ -54,23 +54,13 @@ class Rewriter:
         """The tensor in the type."""
         if value not in self._copies:
             weight = value.const_value
+            name = f"{value.name}_{self._half.name}"
             self._copies[value] = (
                 self._cast(value)
                 if weight is None
-                else self._constant(f"{value.name}_{self._half.name}", self._half.round(weight.numpy()))
+                else add_constant(self._model.graph, name, self._half.round(weight.numpy()))
             )
         return self._copies[value]
-
-    def _constant(self, name: str, array: Array) -> ir.Value:
-        import onnx_ir as ir
-
-        graph = self._model.graph
-        while name in graph.initializers:
-            name += "_"
-        tensor = ir.tensor(array, name=name)
-        made = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(made)
-        return made
 
     def _cast(self, value: ir.Value) -> ir.Value:
         """``Cast(x)``; ``Cast(Max(Min(x, cut), -cut))`` where x masks with values that would become infinite."""
@@ -79,7 +69,7 @@ class Rewriter:
         nodes, last = list[ir.Node](), value
         if self._seen.get(value.name or "", Seen()).masks:
             for kind, bound in (("Min", self._half.cut), ("Max", -self._half.cut)):
-                limit = self._constant(f"{value.name}_{kind}", np.asarray(bound, np.float32))
+                limit = add_constant(self._model.graph, f"{value.name}_{kind}", np.asarray(bound, np.float32))
                 nodes.append(ir.node(kind, [last, limit]))
                 last = nodes[-1].outputs[0]
         nodes.append(ir.node("Cast", [last], {"to": int(self._half.dtype)}))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optkit.passes._fusion.constants import add_constant
 from optkit.passes._fusion.family import Fired
+from optkit.passes._ir import add_constant, constant, node_label, sole_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,8 +20,6 @@ def keep_apart(model: ir.Model) -> Fired:
 
     Scales may be anything that broadcasts to the input, and the kernel takes both alike; the fused one wants a vector.
     """
-    from optkit.passes._ir import constant, node_label
-
     rows: dict[ir.Value, ir.Value] = {}
     count, refused = 0, []
     for node in model.graph.all_nodes():
@@ -45,7 +43,5 @@ def _is_norm(node: ir.Node) -> bool:
 
 def _is_sum(value: ir.Value | None) -> bool:
     """Whether it is an addition that nothing else reads: only then would it be fused."""
-    source = None if value is None else value.producer()
-    if value is None or source is None or value.is_graph_output():
-        return False
-    return source.op_type == "Add" and len(value.uses()) == 1
+    source = sole_source(value)
+    return source is not None and source.op_type == "Add"

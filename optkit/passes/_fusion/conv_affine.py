@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.passes._fusion.apply import apply_rules, require
-from optkit.passes._fusion.constants import keep_overwritten
 from optkit.passes._fusion.family import Fired
+from optkit.passes._ir import constant, keep_overwritten
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -136,8 +136,6 @@ def _step_rules() -> list[Any]:
 
 def _held(conv: ir.Value, by: ir.Value) -> tuple[Floats, Floats]:
     """Weights and bias of a convolution, in float64, for the ``check`` of a rule whose step is by a constant."""
-    from optkit.passes._ir import constant
-
     node: Any = conv.producer()
     matrix, vector = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     weights, bias = constant(matrix), constant(vector)
@@ -154,8 +152,6 @@ def _column(values: Floats, rank: int) -> Floats:
 
 def _as_stored(conv: ir.Value, weights: Floats, bias: Floats) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
     """In the convolution's dtype, if that can hold them."""
-    from optkit.passes._ir import constant
-
     node: Any = conv.producer()
     kind = np.asarray(constant(node.inputs[1])).dtype
     with np.errstate(over="ignore", invalid="ignore"):
@@ -166,8 +162,6 @@ def _as_stored(conv: ir.Value, weights: Floats, bias: Floats) -> tuple[NDArray[n
 
 def _scale_and_shift(step: str, by: ir.Value, rank: int, channels: int) -> tuple[Floats, Floats]:
     """[channels] each, of a step whose constant is one number, or one for each channel of tensors of this rank."""
-    from optkit.passes._ir import constant
-
     values = np.asarray(constant(by), np.float64)
     full = (1,) * (rank - values.ndim) + values.shape
     require(
@@ -224,8 +218,6 @@ def _clamp_rules() -> list[Any]:
 
 def _bounds(node: ir.Node) -> list[Any]:
     """Lowest and highest value that a Clip or Relu lets through; None where there is none."""
-    from optkit.passes._ir import constant
-
     if node.op_type == "Relu":
         return [0.0, None]
     held = [constant(value) for value in node.inputs[1:]]

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optkit.passes._fusion.apply import shaped
-from optkit.passes._fusion.constants import add_constant
 from optkit.passes._fusion.masks import known
-from optkit.passes._ir import constant
+from optkit.passes._ir import add_constant, constant
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.passes._fusion.constants import add_constant
 from optkit.passes._fusion.family import Fired
 from optkit.passes._fusion.masks import largest
-from optkit.passes._ir import constant, node_label
+from optkit.passes._ir import add_constant, constant, node_label, sole_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -94,12 +93,12 @@ def _projection(value: ir.Value | None) -> _Projection:
     Raises:
         _Refusal: it is something else, or others read it too.
     """
-    node = _sole(value)
+    node = sole_source(value)
     bias = None
     if node is not None and node.op_type == "Add":
         held = [constant(each) for each in node.inputs]
         bias = next((each for each in held if each is not None and each.ndim == 1), None)
-        node = _sole(node.inputs[0 if held[0] is None else 1])
+        node = sole_source(node.inputs[0 if held[0] is None else 1])
         if bias is None:
             raise _Refusal("something that is no constant is added to its query or key")
     weight = constant(node.inputs[1]) if node is not None and node.op_type == "MatMul" else None
@@ -107,13 +106,6 @@ def _projection(value: ir.Value | None) -> _Projection:
         raise _Refusal("its query or key is no product with constant float32 weights, or others read it too")
     bias = np.zeros(weight.shape[1], np.float32) if bias is None else np.broadcast_to(bias, weight.shape[1:])
     return _Projection(node, weight.astype(np.float32), np.asarray(bias, np.float32))
-
-
-def _sole(value: ir.Value | None) -> ir.Node | None:
-    """The node that computes a value, if only one node reads it."""
-    if value is None or value.is_graph_output() or len(list(value.uses())) != 1:
-        return None
-    return value.producer()
 
 
 def _row(value: ir.Value | None, made: dict[tuple[object, ...], ir.Value]) -> ir.Value:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optkit.passes._fusion.constants import add_constant
 from optkit.passes._fusion.family import Fired
-from optkit.passes._ir import constant, node_label
+from optkit.passes._ir import add_constant, constant, node_label
 
 if TYPE_CHECKING:
     import onnx_ir as ir

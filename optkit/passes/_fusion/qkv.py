@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.passes._fusion.constants import add_constant
 from optkit.passes._fusion.family import Fired
+from optkit.passes._ir import add_constant, constant, node_label
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,8 +60,6 @@ def _groups(model: ir.Model) -> Iterator[tuple[ir.Graph, list[Projection]]]:
 
 
 def _projection(graph: ir.Graph, node: ir.Node) -> Projection | None:
-    from optkit.passes._ir import constant
-
     weights = constant(node.inputs[1])
     if weights is None or weights.ndim != 2:
         return None
@@ -71,8 +69,6 @@ def _projection(graph: ir.Graph, node: ir.Node) -> Projection | None:
 
 def _addition(graph: ir.Graph, product: ir.Value, width: int) -> tuple[ir.Node | None, NDArray[np.generic] | None]:
     """The only reader of a product and the vector of ``width`` that it adds, or neither."""
-    from optkit.passes._ir import constant
-
     uses = list(product.uses())
     if len(uses) != 1 or product.is_graph_output() or uses[0].node.op_type != "Add":
         return None, None
@@ -97,8 +93,6 @@ def _reason_against(parallel: Sequence[Projection], opset: int) -> str:
 
 
 def _label(parallel: Sequence[Projection]) -> str:
-    from optkit.passes._ir import node_label
-
     return ", ".join(node_label(each.product) for each in parallel)
 
 

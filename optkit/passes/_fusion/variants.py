@@ -14,20 +14,19 @@ import numpy as np
 from optkit.data.dataset import Array, Arrays, Batch, Dataset
 from optkit.errors import GivenError
 from optkit.model.model import Model
-from optkit.passes._base import Context
+from optkit.passes._base import NOISE, NOISE_INT8, Context
 from optkit.passes._fusion.family import Fired
-from optkit.passes._ort_log import config_entries
+from optkit.passes._ort import session_options
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from optkit.passes._fusion.families import Prepared
 
 Names = frozenset[str]
 
 KEPT, KEPT_BYTES = 5, 2e9
 """So many models lie on disk at once, or about so many bytes of them; two in any case. No measurement takes more."""
-NOISE, NOISE_INT8 = 1e-3, 0.05
-"""Largest error over the output's standard deviation that is float noise, as the pipeline has it too. In a quantized
-graph noise flips the rounding of values; there this is also the share of integers that may differ."""
 ULPS = 8 * float(np.finfo(np.float32).eps)
 """Of the largest value: rounding, whatever the standard deviation."""
 SAMPLES = "a made-up batch", "a batch of zeros"
@@ -123,11 +122,18 @@ class Variants:
         return Variant(made, fired, self._differs(made) if self.compared else "")
 
     @cached_property
+    def loaded(self) -> ir.Model:
+        """The model as it is."""
+        from optkit.passes._ir import load_ir
+
+        return load_ir(self.model.path)
+
+    @cached_property
     def _prepared(self) -> Prepared:
         from optkit.passes._fusion.families import prepare
-        from optkit.passes._ir import inline, load_ir
+        from optkit.passes._ir import inline
 
-        return prepare(inline(load_ir(self.model.path)))
+        return prepare(inline(self.loaded.clone()))
 
     @property
     def notes(self) -> list[str]:
@@ -157,9 +163,9 @@ class Variants:
 
     @cached_property
     def _noise(self) -> float:
-        from optkit.passes._ir import load_ir, op_counts
+        from optkit.passes._ir import op_counts
 
-        counts = op_counts(load_ir(self.model.path))
+        counts = op_counts(self.loaded)
         return NOISE_INT8 if any(counts[kind] for kind in QUANTIZE) else NOISE
 
     def _differs(self, made: Model) -> str:
@@ -214,12 +220,8 @@ def _fails_to_open(path: Path, session: Mapping[str, str]) -> str:
     """Why onnxruntime cannot open the file, or an empty string."""
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    for key, value in config_entries(session).items():
-        options.add_session_config_entry(key, value)
     try:
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(path, session_options(session), providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class
         return f"onnxruntime cannot open the result: {str(error).splitlines()[0]}"
     return ""

@@ -10,7 +10,8 @@ import pytest
 from optkit.data.dataset import Arrays, Dataset
 from optkit.errors import DataError
 from optkit.model.model import Model
-from optkit.passes._fusion.variants import NOISE, NOISE_INT8, Variants, same
+from optkit.passes._base import NOISE, NOISE_INT8
+from optkit.passes._fusion.variants import Variants, same
 from tests.helpers import fresh_dir, onnx_model, open_any, run_onnx
 from tests.passes.test_export_onnx import Ctx
 
