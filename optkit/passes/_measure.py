@@ -3,7 +3,7 @@
 First everything is screened: the model as it starts, and each thing flipped (had where it was not, left out where it
 was), all in turn. The best of many such figures looks better than it is, so a screening changes nothing: it only
 settles what stays as it was. What looks like a gain is tried again, the surest gain first, in a measurement of its own
-against the model as chosen by then, and that one decides.
+against the model as chosen by then, and that one decides. Time that is left then goes into further screening.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ GROUP = 4
 GROUP_BYTES = 2e9
 """Bytes that the models of one measurement may have together; two there are in any case."""
 SCREENING = 0.5
-"""Share of the budget that screening leaves alone once it has begun: what it finds has to be confirmed."""
+"""Share of the budget that screening leaves alone at first, and half of that later: what it finds has to be
+confirmed."""
 SHARE = 0.1
 """Share of the budget that one measurement gets, its first start not counted."""
 
@@ -62,15 +63,16 @@ def choose(
     """
     seen: dict[str, Ratio | str] = {}
     stopwatch = _Stopwatch(build, timer, budget_s, clock)
-    while (waiting := names[len(seen) :]) and (room := stopwatch.room(start, SCREENING)):
-        seen |= stopwatch.gains(start, waiting[:room])
     current, tried = start, set[str]()
-    for name in _promising(start, seen):
-        if stopwatch.room(current):
-            tried.add(name)
-            seen |= stopwatch.gains(current, [name])
-            wanted = _wanted(seen[name])
-            current = current if wanted in (None, name in current) else flipped(current, name)
+    for reserved in (SCREENING, SCREENING / 2):
+        while (waiting := [name for name in names if name not in seen]) and (room := stopwatch.room(current, reserved)):
+            seen |= stopwatch.gains(current, waiting[:room])
+        for name in _promising(current, seen):
+            if name not in tried and stopwatch.room(current):
+                tried.add(name)
+                seen |= stopwatch.gains(current, [name])
+                wanted = _wanted(seen[name])
+                current = current if wanted in (None, name in current) else flipped(current, name)
     return current, [_decision(name, seen.get(name, NO_TIME), name in current, name in tried) for name in names]
 
 

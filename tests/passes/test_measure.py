@@ -157,7 +157,15 @@ def test_the_budget_bounds_the_measuring_and_leaves_time_to_confirm():
 def test_the_last_group_is_as_large_as_there_is_time_for():
     world = World({f"n{index}": 1.5 for index in range(12)}, start_s=0.8)
     world.choose(budget_s=25.0)
-    assert [len(models) for models, _ in world.asked] == [5, 4], "half of the budget is left to confirm"
+    assert [len(models) for models, _ in world.asked][:2] == [5, 4], "half of the budget is left to confirm"
+
+
+def test_time_that_nothing_needs_for_confirming_goes_into_further_screening():
+    world = World({f"n{index}": 1.5 for index in range(12)}, start_s=0.8)
+    _, told = world.choose(budget_s=25.0)
+    assert world.clock.now <= 25.0
+    assert [len(models) for models, _ in world.asked] == [5, 4, 5]
+    assert [name for name in told if told[name].reason == NO_TIME] == ["n11"]
 
 
 def test_slow_models_are_measured_once_whatever_the_budget():
