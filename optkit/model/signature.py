@@ -65,6 +65,11 @@ class Signature:
         return tuple(dict.fromkeys(names))
 
     @property
+    def dim_names(self) -> tuple[str, ...]:
+        """Names that sizes can be given to: ``dynamic`` with sums such as ``past + seq`` taken apart."""
+        return tuple(dict.fromkeys(name for dim in self.dynamic for name in dim_names(dim)))
+
+    @property
     def one_sample(self) -> bool:
         """True where no axis can be that of samples, so that one call is one sample: all are fixed vectors or scalars.
 

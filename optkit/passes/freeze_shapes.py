@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from optkit.model.model import Form, Model
-from optkit.model.signature import Signature, dim_names, fixed_dim
+from optkit.model.signature import Signature, fixed_dim
 from optkit.model.target import Target
 from optkit.passes._base import Context, Outcome, Pass, PassKind
 
@@ -39,7 +39,7 @@ class FreezeShapes(Pass):
     def applies(self, model: Model, target: Target) -> str:
         """Dimensions of other names cannot be frozen."""
         del target
-        known = _names(model.signature)
+        known = model.signature.dim_names
         unknown = [name for name in self.dims if known and name not in known]
         if not unknown:
             return ""
@@ -63,7 +63,7 @@ class FreezeShapes(Pass):
             save_ir,
         )
 
-        stated, known = self.fixes(ctx.target), _names(model.signature)
+        stated, known = self.fixes(ctx.target), model.signature.dim_names
         sizes = {name: stated[name] for name in known if name in stated}
         if not sizes:
             return Outcome(model, 0, notes=[_nothing(stated, known)])
@@ -82,12 +82,7 @@ class FreezeShapes(Pass):
         return Outcome(model.derive(path, "onnx", self.sentence()), len(sizes), changes, notes=notes)
 
 
-def _names(signature: Signature) -> list[str]:
-    """Names that sizes can be given to, those in sums such as ``past + seq`` included."""
-    return list(dict.fromkeys(name for dim in signature.dynamic for name in dim_names(dim)))
-
-
-def _nothing(stated: Mapping[str, int], known: list[str]) -> str:
+def _nothing(stated: Mapping[str, int], known: Sequence[str]) -> str:
     if not known:
         return "all sizes of the inputs are fixed already"
     have = f"the dynamic dimensions are {', '.join(known)}"

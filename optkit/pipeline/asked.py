@@ -10,7 +10,7 @@ from optkit.errors import OutputError, UsageError
 from optkit.model.bundle import is_alone
 from optkit.model.digest import model_files
 from optkit.model.model import Form, Model
-from optkit.model.signature import Signature, dim_names
+from optkit.model.signature import Signature
 
 
 def spare_original(model: Model, out: Path) -> None:
@@ -53,7 +53,7 @@ def check_shapes(shapes: Mapping[str, int], signature: Signature) -> None:
     """
     if any(spec.shape is None for spec in signature.inputs):
         return
-    known = list(dict.fromkeys(name for dim in signature.dynamic for name in dim_names(dim)))
+    known = signature.dim_names
     for name in shapes:
         if name not in known and not (name == "batch" and (signature.batch_dims or signature.one_sample)):
             close = difflib.get_close_matches(name, known, n=1)
