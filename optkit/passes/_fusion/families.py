@@ -19,6 +19,7 @@ from optkit.passes._fusion.family import Family, Fired
 from optkit.passes._fusion.fold import fold
 from optkit.passes._fusion.gelu import fuse_gelu
 from optkit.passes._fusion.gemm import gemm_rules
+from optkit.passes._fusion.int8_matmul import fuse_int8_matmul
 from optkit.passes._fusion.key_mask import fuse_key_mask
 from optkit.passes._fusion.layout import fuse_layout
 from optkit.passes._fusion.normalization import fuse_normalization
@@ -77,6 +78,13 @@ FAMILIES = (
         fuse_bias_gelu,
         frozenset({"gpu"}),
         "it is no faster than Add and Gelu",
+    ),
+    Family(
+        "int8-matmul",
+        "Add(MatMul(DequantizeLinear(x), DequantizeLinear(W)), b) -> MatMulIntegerToFloat(x, W, b)",
+        fuse_int8_matmul,
+        frozenset({"cpu"}),
+        "other devices have no such kernel",
     ),
     Family("subnormal", "weights below 1e-30 -> 0", flush_subnormal),
     Family("layout", "Transpose(Transpose(x)) -> Transpose(x); Add(Expand(x), y) -> Add(x, y)", fuse_layout),
