@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.page import error_rate
 from optkit.evaluate.task_metrics import edit_distance
 
 Array = NDArray[Any]
@@ -82,6 +83,19 @@ def reading(name: str, characters: Sequence[str], texts: Sequence[str]) -> Score
         return {"same_text": float(same), "read": 1 - edits / sum(map(len, texts))}
 
     return score
+
+
+def and_page(score: Score, name: str, read: Callable[[Array], list[str]]) -> Score:
+    """``score`` of all batches but the last; of that, a page, ``page``: 1 - edits / characters of the original's reading.
+
+    ``read`` makes lines of text of an output.
+    """
+
+    def both(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        wanted, found = (read(output(batches[-1:], name)[0]) for batches in (original, result))
+        return score(original[:-1], result[:-1]) | {"page": 1 - error_rate(found, wanted)}
+
+    return both
 
 
 def decode(probabilities: Array, characters: Sequence[str]) -> list[str]:

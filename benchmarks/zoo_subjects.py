@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import optkit
-from benchmarks import images, scores, sounds, venvs
+from benchmarks import images, page, scores, sounds, venvs
 from benchmarks.artefacts import made, subject_folder
 from benchmarks.subjects import Arrays, Point, Subject, batches, export, saved, written
 from optkit.model.target import Target
@@ -184,9 +184,13 @@ def _ocr(
     score: scores.Score,
     headline: str,
     *,
+    extra: tuple[Arrays, ...] = (),
     transformer: bool = False,
 ) -> Subject:
-    """A model of PP-OCR on pictures that ``draw(split, count, point)`` makes: float32[count, 3, height, width]."""
+    """A model of PP-OCR on pictures that ``draw(split, count, point)`` makes: float32[count, 3, height, width].
+
+    ``extra`` batches are scored too, behind the others.
+    """
     model = zoo.rapidocr()[part]
     least = points[0]
     calibration, choice = draw("calibration", 64, least), draw("choice", 64, least)
@@ -199,7 +203,7 @@ def _ocr(
         baseline=model,
         points=points,
         calibration=batches({"x": calibration}, 1),
-        evaluation=batches({"x": draw("evaluation", 200 if part != "detector" else 40, least)}, 8),
+        evaluation=batches({"x": draw("evaluation", 200 if part != "detector" else 40, least)}, 8) + extra,
         score=score,
         headline=headline,
         feeds=lambda point: list(batches({"x": draw("evaluation", 4 * point["batch"], point)}, point["batch"])),
@@ -224,7 +228,9 @@ def detector() -> Subject:
 
     points = ({"batch": 1, "height": 320, "width": 320}, {"batch": 1, "height": 640, "width": 640})
     name = _outputs("detector")[0]
-    return _ocr("detector", "PP-OCRv6 text detector (convolutions)", points, draw, scores.maps(name), "iou")
+    score = scores.and_page(scores.maps(name), name, lambda found: _read(page.cut_lines(found)))
+    title = "PP-OCRv6 text detector (convolutions)"
+    return _ocr("detector", title, points, draw, score, "iou", extra=({"x": page.page()},))
 
 
 def recognizer() -> Subject:
@@ -234,9 +240,26 @@ def recognizer() -> Subject:
         return images.lines(_line_texts(split, count), point["width"], SEEDS[split])
 
     points = tuple({"batch": batch, "width": 320} for batch in (1, 8))
-    score = scores.reading(_outputs("recognizer")[0], _characters(), _line_texts("evaluation", 200))
+    name, characters = _outputs("recognizer")[0], _characters()
+    lines = scores.reading(name, characters, _line_texts("evaluation", 200))
+    score = scores.and_page(lines, name, lambda found: scores.decode(found, characters))
     title = "PP-OCRv6 text recognizer (convolutions and attention)"
-    return _ocr("recognizer", title, points, draw, score, "same_text", transformer=True)
+    return _ocr("recognizer", title, points, draw, score, "same_text", extra=({"x": _page_lines()},), transformer=True)
+
+
+def _page_lines() -> Array:
+    """The lines that the original detector finds on the scanned page: float32[lines, 3, 48, 1024]."""
+    return page.cut_lines(_run("detector", page.page()))
+
+
+def _read(lines: Array) -> list[str]:
+    """What the original recognizer reads."""
+    return scores.decode(_run("recognizer", lines), _characters()) if len(lines) else []
+
+
+def _run(part: str, pictures: Array) -> Array:
+    with open_runner(optkit.Model.open(zoo.rapidocr()[part]), Target()) as runner:
+        return runner.run({"x": pictures})[_outputs(part)[0]]
 
 
 def classifier() -> Subject:

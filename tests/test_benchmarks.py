@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,3 +197,15 @@ def test_scores_against_known_answers() -> None:
     assert read == {"same_text": 1.0, "read": pytest.approx(2 / 3)}
     uniform = {"y": np.zeros((1, 3, 8), np.float32)}
     assert scores.language("y", [np.array([[1, 2, 3]])])([uniform], [uniform])["perplexity"] == pytest.approx(8)
+
+
+def test_the_last_batch_is_a_page_that_is_read_from_end_to_end() -> None:
+    def count(original: Sequence[Any], result: Sequence[Any]) -> dict[str, float]:
+        return {"batches": float(len(original) + len(result))}
+
+    texts = {0.0: ["kitten", "cat"], 1.0: ["sitting", "cat"]}
+    score = scores.and_page(count, "y", lambda array: texts[float(array)])
+    batches = [{"y": np.array(0.0)}, {"y": np.array(0.0)}]
+    assert score(batches, batches) == {"batches": 2.0, "page": 1.0}
+    found = score(batches, [batches[0], {"y": np.array(1.0)}])
+    assert found["page"] == pytest.approx(1 - 3 / len("kitten\ncat"))
