@@ -86,7 +86,7 @@ def reading(name: str, characters: Sequence[str], texts: Sequence[str]) -> Score
 
 
 def and_page(score: Score, name: str, read: Callable[[Array], list[str]]) -> Score:
-    """``score`` of all batches but the last; of that, a page, ``page``: 1 - edits / characters of the original's reading.
+    """``score`` of all batches but the last; ``page`` of that one: 1 - edits / characters of what the original reads.
 
     ``read`` makes lines of text of an output.
     """
