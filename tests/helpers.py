@@ -33,15 +33,16 @@ def run_pass(
     data: Data | None = None,
     target: Target | None = None,
     seed: int = 0,
+    original: Model | None = None,
 ) -> Outcome:
-    """What ``pass_`` makes of ``model``, in the pipeline's own context.
+    """What ``pass_`` makes of ``model``, in the pipeline's own context; ``original``: what it was made of, else itself.
 
     ``data`` maps splits to datasets or to arrays whose axis 0 is the samples.
     """
     opened = open_any(model)
     splits = {split: as_dataset(split, found) for split, found in (data or {}).items()}
     job = Job(
-        original=opened,
+        original=original or opened,
         target=target or Target(threads=1),
         splits=splits,
         limits=Limits(),

@@ -18,6 +18,7 @@ from optkit.cli.inspect import inspect
 from optkit.cli.optimize import optimize
 from optkit.cli.profile import profile
 from optkit.cli.run import run
+from optkit.cli.sensitivity import sensitivity
 
 app = typer.Typer(
     name="optkit",
@@ -48,6 +49,7 @@ app.command()(check)
 app.command()(run)
 app.command()(bench)
 app.command()(profile)
+app.command()(sensitivity)
 app.command()(inspect)
 app.command()(doctor)
 app.add_typer(passes.app, name="passes")

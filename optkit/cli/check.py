@@ -23,6 +23,12 @@ def check(
     limits: shared.Limit = None,
     provider: shared.Provider = None,
     threads: shared.Threads = None,
+    batch_invariance: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariance", help="Measure too how much a sample's answer depends on its batch neighbours."
+        ),
+    ] = False,
     junit: shared.Junit = None,
     markdown: shared.Markdown = None,
     json: shared.JsonFlag = False,
@@ -34,7 +40,7 @@ def check(
         from optkit.pipeline.compare import compare
         from optkit.pipeline.optimize import stop_on_miss
 
-        verdict = compare(original, result, **asked)
+        verdict = compare(original, result, batch_invariance=batch_invariance, **asked)
         stop_on_miss(verdict, verdict)
         return verdict
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from optkit.report.batch import batch_lines, batch_table
 from optkit.report.decisions import decisions_table, others_line
 from optkit.report.run import RunFacts, run_lines, run_tables
 from optkit.report.tables import (
@@ -157,6 +158,9 @@ def show_verdict(verdict: Verdict) -> None:
             f"({metric.low:.4f} to {metric.high:.4f}; one-sided 95 % bound {metric.bound:.4f}; "
             f"smallest provable on {metric.samples}: {metric.smallest_provable:.4f})",
         )
+    show_table(out, batch_table(verdict))
+    for line in batch_lines(verdict):
+        say(out, escape(line))
     show_limits(out, verdict)
     for note in verdict.notes:
         say(out, f"[yellow]Note:[/] {escape(note)}")

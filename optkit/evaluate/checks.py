@@ -90,6 +90,7 @@ def _worst(name: str, limit: float | None, figures: Figures, prefix: str, nothin
         held=_held(name, measured, limit),
         kind="accuracy",
         where=where,
+        allowed=limit,
     )
 
 
@@ -114,6 +115,7 @@ def _metric_drop(
         kind="accuracy",
         where=metric.name,
         note=note,
+        allowed=limit.max,
     )
 
 

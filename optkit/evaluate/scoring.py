@@ -53,6 +53,11 @@ class PairedScore:
             )
         return values
 
+    @property
+    def all_or_nothing(self) -> bool:
+        """Whether every sample so far is simply right or wrong: 1 or 0."""
+        return all(bool(np.isin(rows, (0.0, 1.0)).all()) for side in self._rows for rows in side)
+
     def result(self) -> MetricResult:
         """Scores, drop and its interval; the drop is positive where the result is worse."""
         metric = self._metric

@@ -119,6 +119,8 @@ class LimitResult(Fact):
     where: str = ""
     """The output or metric that decided."""
     note: str = ""
+    allowed: float | None = None
+    """The limit as a number; None where it is none, as ``not-slower``, or was not checked."""
 
 
 class MeasuredOn(Fact):
@@ -129,6 +131,30 @@ class MeasuredOn(Fact):
     samples: int
     batch: int
     synthetic: bool
+
+
+class BatchShift(Fact):
+    """How far one output of a sample moves with the other samples in its batch."""
+
+    name: str
+    original: float | None = None
+    """Of the original: largest shift over the output's standard deviation; of integer, bool and text outputs the share
+    of elements that change; None = not measured."""
+    result: float | None = None
+    """The same of the result."""
+
+
+class BatchInvariance(Fact):
+    """Whether a sample's answer depends on its batch neighbours."""
+
+    samples: int
+    """Samples that were looked at."""
+    batch: int
+    """Samples in a call."""
+    synthetic: bool
+    outputs: tuple[BatchShift, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Why something was not measured."""
 
 
 class Verdict(Fact):
@@ -147,6 +173,8 @@ class Verdict(Fact):
     """Limit name -> the value that would just have held."""
     notes: tuple[str, ...] = ()
     """What else whoever reads it should know, in sentences."""
+    batch_invariance: BatchInvariance | None = None
+    """Only where ``optkit check`` was asked for it."""
 
     @property
     def accuracy_held(self) -> bool:

@@ -23,6 +23,7 @@ EXTRA_OF = {
     "safetensors": "torch",
     "sklearn": "data",
     "PIL": "data",
+    "neural_compressor": "inc",
 }
 """Import name -> the extra of optkit that brings it."""
 

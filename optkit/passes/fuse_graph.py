@@ -55,11 +55,11 @@ class FuseGraph(Pass):
         return self.measure
 
     def __call__(self, model: Model, ctx: Context) -> Outcome:
-        """Apply what is wanted, less what leads to a result that a session cannot open."""
+        """Apply what is wanted, less what a session cannot open or what moves the outputs."""
         from optkit.passes._ir import frozen_inputs
 
         timed = self.measure and ctx.may_time
-        variants = Variants(model, ctx, self.sentence(), compared=timed)
+        variants = Variants(model, ctx, self.sentence())
         chosen, skipped = variants.usable(self._start(ctx.target))
         notes, decisions = [NOT_TIMED] if self.measure and not timed else [], list[Decision]()
         if timed:

@@ -12,6 +12,7 @@ from optkit.evaluate.limits import LabelledLimits, Limits
 from optkit.model.manifest import LimitResult, Verdict
 from optkit.model.model import Model
 from optkit.pipeline.allowance import Allowance
+from optkit.pipeline.batch import measure_batch_invariance
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.context import judge_on
 from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_outputs, open_splits
@@ -25,7 +26,13 @@ from optkit.recipe.recipe import Recipe
 from optkit.runner.providers import require
 
 
-def compare(original: str | Path | Model, result: str | Path | Model, **options: Unpack[Options]) -> Verdict:
+def compare(
+    original: str | Path | Model,
+    result: str | Path | Model,
+    *,
+    batch_invariance: bool = False,
+    **options: Unpack[Options],
+) -> Verdict:
     """Judge a result against its original.
 
     Limits count in this order: the option, the bundle's manifest, the defaults; each limit's note says which it was.
@@ -36,6 +43,7 @@ def compare(original: str | Path | Model, result: str | Path | Model, **options:
     Args:
         original: a path, or an opened Model; options such as ``factory`` are about this one.
         result: a path (a bundle, or any model file), or an opened Model.
+        batch_invariance: measure too how much a sample's answer depends on its batch neighbours, in both models.
         options: see ``Options``.
 
     Raises:
@@ -49,6 +57,8 @@ def compare(original: str | Path | Model, result: str | Path | Model, **options:
     job = comparison(first, opened, origin, options)
     verdict = judge_on(job, opened, job.splits["evaluation"], *(origin.declared if origin else ((), frozenset())))
     verdict = add_limits(verdict, _budget(job, opened, origin, allowance))
+    if batch_invariance:
+        verdict = verdict.model_copy(update={"batch_invariance": measure_batch_invariance(job, opened)})
     notes = tuple(filter(None, [decided_elsewhere(origin, job.target)]))
     return _with_sources(verdict.model_copy(update={"notes": notes}), as_limits(options.get("limits")), origin)
 

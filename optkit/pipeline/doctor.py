@@ -30,6 +30,7 @@ PACKAGES = (
     "safetensors",
     "scikit-learn",
     "pillow",
+    "neural-compressor",
 )
 """Distributions that optkit can use, in the order they are shown."""
 
@@ -39,6 +40,7 @@ BRINGS = {
     "torch": "open torch.export and TorchScript archives and state_dicts, and export them to ONNX",
     "hf": "open Hugging Face folders, with their tokenizers",
     "data": "images and text as inputs, and the probe metric",
+    "inc": "quantize Hugging Face models to 4 bits by neural-compressor: the pass inc-weight-only",
     "openvino": "bench ONNX models on Intel's own engine beside onnxruntime: MODEL@openvino",
 }
 """Extra -> what it makes possible."""

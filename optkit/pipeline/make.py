@@ -100,9 +100,7 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
         made.mkdir()
         started = time.perf_counter()
         with watched_memory() as peak:
-            reads, source = _reads(pass_, before), _source_digest(type(pass_))
-            context = StepContext(job, made, label, watch, reads, pass_.decides_by_time(), source)
-            outcome = _call(pass_, before, context)
+            outcome = _call(pass_, before, step_context(job, pass_, before, made, label, watch))
         seconds = time.perf_counter() - started
         if _stamp(files) != stamp:
             raise PassError(
@@ -113,6 +111,12 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
         facts = _pack(outcome, before, made) | {"seconds": seconds, "peak_mb": peak.mb}
         (made / "outcome.json").write_text(json.dumps(facts, default=str))
         return job.cache.put(key if outcome.lasting else key_of({"once": key, "at": time.time_ns()}), made, label)
+
+
+def step_context(job: Job, pass_: Pass, before: Model, workdir: Path, label: str, watch: Progress) -> StepContext:
+    """What a pass that runs on ``before`` may know and use."""
+    reads, source = _reads(pass_, before), _source_digest(type(pass_))
+    return StepContext(job, workdir, label, watch, reads, pass_.decides_by_time(), source)
 
 
 def _pack(outcome: Outcome, before: Model, made: Path) -> dict[str, Any]:

@@ -159,11 +159,12 @@ def stop_on_miss(verdict: Verdict, facts: Any, records: Sequence[StepRecord] = (
     kind: type[OptkitError] = BudgetMissed if verdict.accuracy_held else AccuracyMissed
     slow = any(limit.name in ("speedup", "latency_ms") for limit in missed)
     costly = _costliest(records) if kind is AccuracyMissed else _slowest(records) if slow else ""
+    repaired = _repaired(records) if kind is AccuracyMissed else ""
     on = verdict.measured_on
     near = [limit for limit in missed if limit.name in verdict.would_pass]
     passing = ", ".join(_just_passing(limit, verdict.would_pass[limit.name]) for limit in near)
     error = kind(
-        f"The result misses its limits: {sentence}. {costly}".strip(),
+        " ".join(filter(None, (f"The result misses its limits: {sentence}.", costly, repaired))),
         expected=f"all limits held on {on.samples} samples of {on.source} ({on.split})",
         fix="change the recipe"
         + (f"; these limits would just have passed: {passing}" if passing else "")
@@ -194,6 +195,13 @@ def _costliest(records: Sequence[StepRecord]) -> str:
                 worst, cost = record, last - record.drift.cosine
             last = record.drift.cosine
     return "" if worst is None else f"The step '{worst.id}' cost most (cosine -{cost:.4g})."
+
+
+def _repaired(records: Sequence[StepRecord]) -> str:
+    """What was given back to hold the limits, or is the best that was found, in sentences."""
+    repairing = [record for record in records if record.status == "changed" and record.config.get("repair")]
+    kept = [each for record in repairing for each in record.decisions if each.kept]
+    return " ".join(f"{each.what.capitalize()}: {each.reason}." for each in kept)
 
 
 def _slowest(records: Sequence[StepRecord]) -> str:

@@ -64,8 +64,10 @@ def output_schema() -> dict[str, Any]:
     from optkit.report.doctor import Diagnosis
     from optkit.report.inspect import Inspection
     from optkit.report.run import RunFacts
+    from optkit.report.sensitivity import SensitivityFacts
 
-    kinds: tuple[type[BaseModel], ...] = (Manifest, Verdict, RunFacts, BenchFacts, ProfileFacts, Inspection, Diagnosis)
+    kinds: list[type[BaseModel]] = [Manifest, Verdict, RunFacts, BenchFacts, ProfileFacts, SensitivityFacts]
+    kinds += [Inspection, Diagnosis]
     schema = Envelope.model_json_schema(by_alias=True, mode="serialization")
     definitions = schema.setdefault("$defs", {})
     for kind in kinds:
@@ -74,7 +76,8 @@ def output_schema() -> dict[str, Any]:
         definitions[kind.__name__] = own
     schema["properties"]["result"] = {
         "description": "optimize: Manifest; check and run --against: Verdict; run: RunFacts; bench: BenchFacts; "
-        "profile: ProfileFacts; inspect: Inspection; doctor: Diagnosis; other verbs: their own facts",
+        "profile: ProfileFacts; sensitivity: SensitivityFacts; inspect: Inspection; doctor: Diagnosis; "
+        "other verbs: their own facts",
         "anyOf": [*({"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds), {}],
     }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"

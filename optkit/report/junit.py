@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from optkit.model.manifest import LimitResult, Verdict
+from optkit.report.batch import batch_table
 from optkit.report.tables import measured_on, number
 
 
@@ -12,21 +15,23 @@ def junit(verdict: Verdict, suite: str) -> str:
     """The verdict's limits and problems as a test suite named ``suite``."""
     cases = [_case(limit, suite) for limit in verdict.limits]
     cases += [_problem(problem, suite) for problem in verdict.problems]
-    return _xml(suite, cases, measured_on(verdict))
+    shifts = {f"batch_shift {name}": told for name, *told in batch_table(verdict).rows}
+    words = {name: f"original {before}, result {after}" for name, (before, after) in shifts.items()}
+    return _xml(suite, cases, {"measured_on": measured_on(verdict)} | words)
 
 
 def junit_error(message: str, suite: str) -> str:
     """A run that could not be judged at all."""
     case = TestCase("optkit", classname=_printable(suite))
     case.result = [Error(_printable(message))]
-    return _xml(suite, [case], "")
+    return _xml(suite, [case], {})
 
 
-def _xml(suite: str, cases: list[TestCase], note: str) -> str:
+def _xml(suite: str, cases: list[TestCase], properties: Mapping[str, str]) -> str:
     tests = TestSuite(_printable(suite))
     tests.add_testcases(cases)
-    if note:
-        tests.add_property("measured_on", _printable(note))
+    for name, words in properties.items():
+        tests.add_property(_printable(name), _printable(words))
     xml = JUnitXml()
     xml.add_testsuite(tests)
     text: bytes | str = xml.tostring()

@@ -6,6 +6,7 @@ import shlex
 
 from optkit.model.bundle import is_alone
 from optkit.model.manifest import Manifest, StepRecord, Verdict
+from optkit.report.batch import batch_lines, batch_table
 from optkit.report.decisions import decisions_table
 from optkit.report.snippet import open_model
 from optkit.report.tables import (
@@ -67,6 +68,7 @@ def verdict_markdown(verdict: Verdict, original: str, result: str) -> str:
     """The report of a comparison."""
     parts = [f"# optkit check: {original} against {result}", _verdict(verdict)]
     parts += [_metrics(verdict), table_markdown(fidelity_table(verdict)), table_markdown(limits_table(verdict))]
+    parts += [table_markdown(batch_table(verdict)), *batch_lines(verdict)]
     parts += [f"Note: {note}" for note in verdict.notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 

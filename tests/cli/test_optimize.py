@@ -199,8 +199,10 @@ def test_a_metric_limit(tmp_path: Path, asked: Asked) -> None:
     told = call("optimize", *asked, *more, "--json")
     (metric,) = told.body["result"]["verdict"]["metrics"]
     assert (told.code, metric["name"], metric["samples"]) == (0, "top1", 17)
-    missed = call("optimize", *asked, *more[:-1], "metric_drop={max: 0.001, by: bound}", "--force")
+    missed = call("optimize", *asked, *more[:-1], "metric_drop={max: -0.2, by: point}", "--force")
     assert missed.code == 4 and "metric_drop" in missed.err
+    hopeless = call("optimize", *asked, *more[:-1], "metric_drop={max: 0.001, by: bound}", "--force")
+    assert_refused(hopeless, 3, "17 evaluation samples", "0.17", "2995 samples", fix="by: point")
 
 
 def test_a_metric_of_ones_own_counts_from_the_recipe(

@@ -184,7 +184,7 @@ def test_everything_excluded_is_told_as_that():
     assert (outcome.changed, len(outcome.skipped)) == (0, 2)
     assert outcome.notes == [
         "nothing to quantize: 2 nodes are excluded, "
-        "and there is no MatMul or Gemm with constant float32 weights besides"
+        "and there is no MatMul, Gemm, LSTM or Attention with constant float32 weights besides"
     ]
 
 

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from optkit.errors import PassError, RecipeError
 from optkit.model.machine import machine
 from optkit.model.target import Target
-from optkit.passes._quant.ranges import BINS, MinMax, Percentile
 from optkit.passes.quantize_static import QuantizeStatic
 from optkit.recipe.load import load_recipe
 from tests.helpers import MemoryData, normal, onnx_model, open_any, ops_of, relative_error, run_onnx, run_pass
+from tests.passes._quant.static_layers import layered_of
 
 CNN = """cnn (float[batch,3,16,16] x) => (float[batch,10] y) {
     [conv1] c1 = Conv<pads = [1,1,1,1]>(x, w1, b1)
@@ -116,13 +116,15 @@ def test_arithmetic_on_shapes_is_left_alone():
 
 
 def test_recurrence_in_a_subgraph_counts_for_the_choice_of_operators():
-    from optkit.passes._quant.qdq import LINEAR, auto_ops
+    import onnx_ir as ir
+
+    from optkit.passes._quant.operators import LINEAR, auto_ops
 
     text = """g (float[2,3,8] x, bool c) => (float[2,4,6] y) { k = Conv(x, w)
         y = If(c) <then_branch = t () => (float[2,4,6] a) { a = LayerNormalization(k, s) },
         else_branch = e () => (float[2,4,6] b) { b = Relu(k) }> }"""
     model = onnx_model(text, {"w": normal(4, 3, 3), "s": normal(6)})
-    assert auto_ops(model.graph) == LINEAR
+    assert auto_ops(ir.from_proto(model)) == LINEAR
 
 
 def test_ops_and_exclude_narrow_the_choice():
@@ -202,7 +204,7 @@ def test_poor_calibration_data_are_told():
     model = onnx_model(CNN, WEIGHTS)
     constant = MemoryData("calibration", {"x": np.zeros((4, 3, 16, 16), np.float32)}, synthetic=True)
     notes = run_pass(QuantizeStatic(), model, data={"calibration": constant}).notes
-    assert "only 4 calibration samples: ranges may be too narrow; 32 to 500 are usual" in notes
+    assert "only 4 calibration samples: ranges may be too narrow, as extremes are rare; 32 to 500 are usual" in notes
     assert "the calibration data are synthetic: ranges are guesses" in notes
 
 
@@ -233,28 +235,54 @@ def test_old_opsets_are_raised():
     assert {entry.domain: entry.version for entry in onnx.load(outcome.model.path).opset_import}[""] == 13
 
 
-def test_minmax_over_batches():
-    found = MinMax()
-    for values in ([1.0, 2.0], [-3.0, 0.5]):
-        found.update(np.float32(values))
-    assert found.bounds() == (-3.0, 2.0)
+def test_only_what_is_included_is_quantized():
+    pass_ = QuantizeStatic(include=("conv.", "head", "soft", "nope"), exclude=("conv2",))
+    outcome = run_pass(pass_, onnx_model(CNN, WEIGHTS), data={"calibration": DATA})
+    assert [name for name, _ in outcome.changes] == ["conv1", "head", "soft"]
+    assert dict(outcome.skipped) == {"conv2": "excluded"}
+    assert "include 'nope' matches no node" in outcome.notes
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_percentile_is_within_a_bin_of_numpy_in_any_order(order):
-    values = np.sort(normal(100_000))[::order] * np.float32(10)
-    found = Percentile(99)
-    for part in np.array_split(values, 50):
-        found.update(part)
-    low, high = np.quantile(values, [0.005, 0.995])
-    width = 4 * float(np.abs(values).max()) / BINS
-    assert found.bounds() == pytest.approx((low, high), abs=2 * width)
+def test_what_feeds_softmax_is_kept_in_float_and_told():
+    text = """g (float[n,4,6,6] x) => (float[n,4,6,6] y)
+        { [one] a = Conv(x, w) [two] b = Conv(x, v) [sum] s = Add(a, b) y = Softmax(s) }"""
+    model = onnx_model(text, {"w": normal(4, 4, 1, 1, seed=1), "v": normal(4, 4, 1, 1, seed=2)})
+    outcome = run_pass(QuantizeStatic(), model, data={"calibration": {"x": normal(40, 4, 6, 6)}})
+    assert [name for name, _ in outcome.changes] == ["one", "two"]
+    assert outcome.skipped == [("sum", "it feeds Softmax, in float")]
 
 
-def test_percentile_of_rectified_values_starts_at_zero():
-    found = Percentile(99.9)
-    found.update(np.maximum(normal(10_000), 0))
-    assert found.bounds()[0] == 0.0
+def test_a_quantized_model_is_refused_with_the_reason():
+    first = run_pass(QuantizeStatic(), onnx_model(CNN, WEIGHTS), data={"calibration": DATA}).model
+    outcome = run_pass(QuantizeStatic(), first, data={"calibration": DATA})
+    assert (outcome.changed, outcome.model) == (0, first)
+    assert "the model holds quantized operators already: " in outcome.notes[-1]
+
+
+def test_inputs_beyond_what_calibration_saw_are_told():
+    model = onnx_model(CNN, WEIGHTS)
+    data = {"calibration": DATA, "search": {"x": 3 * FRESH["x"]}}
+    notes = layered_of(QuantizeStatic(repair=True), model, data).notes
+    assert any(note.startswith("'x' reaches from -") and "on the split search" in note for note in notes)
+    same = layered_of(QuantizeStatic(repair=True), model, {**data, "search": FRESH}).notes
+    assert not any("reaches from" in note for note in same)
+
+
+def test_bias_correction_brings_a_coarse_network_nearer():
+    model = open_any(onnx_model(CNN, WEIGHTS))
+    reference = run_onnx(model, FRESH)["y"]
+    errors = []
+    for corrected in (True, False):
+        coarse = QuantizeStatic(per_channel=False, reduce_range=True, bias_correction=corrected)
+        made = run_pass(coarse, model, data={"calibration": DATA}).model
+        errors.append(relative_error(run_onnx(made, FRESH)["y"], reference))
+    assert errors[0] < 0.8 * errors[1], errors
+
+
+def test_only_the_result_stays_in_the_workdir():
+    outcome = run_pass(QuantizeStatic(), onnx_model(CNN, WEIGHTS), data={"calibration": DATA})
+    workdir = outcome.model.path.parent.parent
+    assert [path for path in workdir.rglob("*") if path.is_file()] == [outcome.model.path]
 
 
 def test_a_choice_without_effect_gives_the_model_back():

@@ -83,7 +83,7 @@ def test_extras_with_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctor.metadata, "version", version)
     extras = {extra.name: extra for extra in examine().extras}
-    assert list(extras) == ["cpu", "gpu", "torch", "hf", "data", "openvino"]
+    assert list(extras) == ["cpu", "gpu", "torch", "hf", "data", "inc", "openvino"]
     assert (extras["cpu"].missing, extras["gpu"].missing) == ((), ("onnxruntime-gpu",))
     assert extras["hf"].missing == ("transformers",)
     assert extras["hf"].command == "pip install 'optkit[hf]'"
@@ -113,5 +113,5 @@ def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch
 def test_the_tables_tell_it_all() -> None:
     tables = {table.title: table for table in diagnosis_tables(examine())}
     assert ("python", ".".join(map(str, sys.version_info[:3]))) in tables["Versions"].rows
-    assert [row[0] for row in tables["Extras"].rows] == ["cpu", "gpu", "torch", "hf", "data", "openvino"]
+    assert [row[0] for row in tables["Extras"].rows] == ["cpu", "gpu", "torch", "hf", "data", "inc", "openvino"]
     assert "execution providers" in [row[0] for row in tables["Machine"].rows]

@@ -54,8 +54,6 @@ class Variants:
     ctx: Context
     sentence: str
     """The pass, for the lineage."""
-    compared: bool = False
-    """Whether they also have to compute what the model computes."""
     made: dict[Names, Variant] = field(default_factory=dict)
     """Those whose files are still there, the one asked for last at the end."""
     count: int = 0
@@ -119,7 +117,7 @@ class Variants:
         if problem := _fails_to_open(path, self.model.session):
             return Variant(replace(self.model, path=path), fired, problem)
         made = self.model.derive(path, "onnx", self.sentence)
-        return Variant(made, fired, self._differs(made) if self.compared else "")
+        return Variant(made, fired, self._differs(made))
 
     @cached_property
     def loaded(self) -> ir.Model:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from optkit.model.manifest import Decision
@@ -26,6 +28,13 @@ class Built:
     changes: Entries
     """What became of each layer that is quantized."""
     notes: Sequence[str] = ()
+
+
+def discard(built: Built, workdir: Path) -> None:
+    """Remove the folder that ``Layered.build`` wrote below ``workdir``."""
+    folder = built.model.path.parent
+    if workdir in folder.parents:
+        shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class Quantizer(Pass):
         return (*self.uses_data, *(["search"] if self.repair else []))
 
     def decides_by_time(self) -> bool:
-        """With ``repair``, which takes the fastest of what holds the limits."""
+        """With ``repair``, which times what holds the limits."""
         return bool(self.repair)
 
     @abstractmethod
@@ -104,5 +113,5 @@ class Quantizer(Pass):
 
         reason = reason_not_to(self.repair, ctx)
         if reason is None:
-            return hold_budget(layered, ctx)
+            return hold_budget(layered, ctx, by_speed=self.for_speed)
         return Repaired(layered.build({}), notes=[reason] if reason else [])

@@ -24,6 +24,11 @@ NodePattern = Annotated[str, AfterValidator(_compiles)]
 
 EXCLUDED = "excluded"
 """The reason for nodes that ``exclude`` leaves in float."""
+QUANTIZED = re.compile(
+    r"(com\.microsoft\.)?"
+    r"(\w*[Qq]uantize\w*|Q(Linear|Gemm|Attention|Ordered|MoE|EmbedLayer)\w*|(MatMul|Conv)Integer\w*|MatMul(NBits|Bnb4|FpQ4)\w*)"
+)
+"""Operators, as ``op_counts`` names them, that only quantized models have."""
 
 
 def excluded(name: str, patterns: Iterable[str]) -> bool:
@@ -31,16 +36,30 @@ def excluded(name: str, patterns: Iterable[str]) -> bool:
     return any(name == pattern or re.fullmatch(pattern, name) for pattern in patterns)
 
 
+def already_quantized(counts: Counter[str]) -> str:
+    """A sentence where ``counts``, of ``op_counts``, hold operators of a quantized model; else empty.
+
+    A pass that finds float layers beside them quantizes those, with the sentence among its notes.
+    """
+    kinds = [(kind, count) for kind, count in counts.most_common() if QUANTIZED.fullmatch(kind)]
+    told = ", ".join(f"{count} {kind.split('.')[-1]}" for kind, count in kinds[:4])
+    return f"the model holds quantized operators already: {told}" if kinds else ""
+
+
 def nothing(sought: str, skipped: Sequence[tuple[str, str]], found: Counter[str]) -> str:
-    """Why nothing was quantized: it is excluded, or the model has other operators than those ``sought``."""
+    """Why nothing was quantized: it is excluded or quantized already, or there is nothing of what is ``sought``."""
     if count := sum(reason == EXCLUDED for _, reason in skipped):
         return f"nothing to quantize: {count} nodes are excluded, and there is {sought} besides"
+    if already := already_quantized(found):
+        return f"nothing to quantize: {sought}; {already}"
     operators = ", ".join(f"{count} {kind}" for kind, count in found.most_common(12))
-    return f"nothing to quantize: {sought}; the model has {operators or 'no nodes'}"
+    reasons = Counter(reason for _, reason in skipped).most_common(1)
+    told = "".join(f"; {count} were looked at and left: {reason}" for reason, count in reasons)
+    return f"nothing to quantize: {sought}; the model has {operators or 'no nodes'}{told}"
 
 
-def unused(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """A sentence for every pattern that excludes no node, which is a typo more often than not."""
+def unused(patterns: Iterable[str], names: Iterable[str], option: str = "exclude") -> list[str]:
+    """A sentence for every pattern of ``option`` that fits no node, which is a typo more often than not."""
     known = list(names)
     idle = [pattern for pattern in patterns if not any(excluded(name, [pattern]) for name in known)]
-    return [f"exclude '{pattern}' matches no node" for pattern in idle]
+    return [f"{option} '{pattern}' matches no node" for pattern in idle]

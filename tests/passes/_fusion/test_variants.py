@@ -72,7 +72,7 @@ def variants(text: str, least: float = -np.inf, **constants: Any) -> Variants:
     model = open_any(onnx_model(text, constants))
     ctx = Here(model, fresh_dir())
     ctx.least = least
-    return Variants(model, ctx, "fuse-graph", compared=True)
+    return Variants(model, ctx, "fuse-graph")
 
 
 def test_gelu_is_compared_on_both_batches():

@@ -1,0 +1,187 @@
+"""Which quantized layers cost most accuracy: each is quantized alone, or in a large model with its neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optkit.passes._quant.layered import FLOAT, Layered, discard
+
+if TYPE_CHECKING:
+    from optkit.data.dataset import Array, Arrays, Dataset
+    from optkit.model.manifest import Verdict
+    from optkit.model.model import Model
+    from optkit.passes._base import Context
+
+TRIAL_BYTES, LEAST_TRIALS = 4e9, 24
+"""All trials together write about so many bytes, which takes about a minute; so many trials there are in any case. A
+rule by sizes and not by the clock, so that the ranking is the same each time."""
+SAMPLES = 32
+"""Of the split search, evenly spread, that each trial runs on."""
+KEPT_BYTES = 2**28
+"""Of the float model's outputs on them; of larger ones only the first batches count, at least one."""
+
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What quantizing one layer costs."""
+
+    label: str
+    error: float
+    """Root mean square of the error of the model's worst output over that of the output itself; infinite where that
+    becomes NaN or infinite. Of integers the root of the share that differs."""
+    among: int = 1
+    """So many layers were quantized in that trial: 1 = this one alone, else with its neighbours."""
+    drop: float | None = None
+    """Of the task metric with only this layer quantized, where that was asked for."""
+
+    @property
+    def share(self) -> float:
+        """The error that falls to this layer: those of several layers add up as the root of the sum of squares."""
+        return self.error / math.sqrt(self.among)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise ratio of the worst output, 10 log10(signal power / noise power)."""
+        return -20 * math.log10(self.error) if 0 < self.error < math.inf else math.inf if self.error == 0 else -math.inf
+
+    def words(self) -> str:
+        """As the end of a sentence that begins with the layer."""
+        who = "alone it" if self.among == 1 else f"in a group of {self.among} layers it"
+        if not math.isfinite(self.error):
+            return f"{who} makes the outputs NaN or infinite"
+        return f"{who} moves the outputs by {self.error:.2%} ({self.sqnr_db:.1f} dB)"
+
+
+def trials_of(layered: Layered) -> int:
+    """How many trials the ranking makes; as many as there are layers where each is tried alone."""
+    affordable = max(LEAST_TRIALS, int(TRIAL_BYTES / max(1, layered.model.size_bytes)))
+    return min(len(layered.layers), affordable)
+
+
+def rank(layered: Layered, ctx: Context, full: Model, *, judged: Verdict | None = None) -> list[Effect]:
+    """All layers, the one that costs most first, by the error that comes out of the model on the split search.
+
+    With only that layer quantized. What it does to its own output says little: a Relu behind may drop it, a
+    normalization enlarge it. Nor does the noise in each output when all layers are quantized at once, which adds up
+    along the model. (Of MiniLM's 37 layers none of the eight worst is among the eight that look worst so.)
+
+    Where there are too many layers for the model's size (``trials_of``), groups of neighbours are tried, and the worst
+    groups halved again and again: the few worst layers are found, the others are only known by their groups.
+
+    Args:
+        layered: the layers; ties stay in its order.
+        ctx: runs the models. What is found is remembered.
+        full: with all layers quantized.
+        judged: the verdict on it, where the drop of its task metric is also to be measured for each layer, on all of
+            the split search; then each is tried alone.
+    """
+    data = ctx.batches("search")
+    trials = trials_of(layered) if judged is None else len(layered.layers)
+    facts: dict[str, Any] = {"what": "ranking", "float": layered.model.digest, "quantized": full.digest}
+    facts |= {"layers": dict(layered.layers), "data": data.digest, "trials": trials, "samples": SAMPLES}
+    facts |= {"judged": None if judged is None else judged.model_dump(mode="json")}
+
+    def make() -> dict[str, Any]:
+        found = _Trials(layered, ctx, data, judged is not None).effects(trials)
+        return {"effects": [(each.label, each.error, each.among, each.drop) for each in found]}
+
+    effects = {each[0]: Effect(*each) for each in ctx.remember(facts, make)["effects"]}
+    return sorted((effects[label] for label in layered.layers), key=lambda each: each.share, reverse=True)
+
+
+class _Trials:
+    """Groups of layers that are quantized alone, against the float model's outputs."""
+
+    def __init__(self, layered: Layered, ctx: Context, data: Dataset, drops: bool) -> None:
+        self._layered, self._ctx, self._drops = layered, ctx, drops
+        count = min(SAMPLES, data.count)
+        self._data = data.subset(np.linspace(0, data.count - 1, count).astype(np.int64), data.split)
+        self._expected = list(_up_to(ctx.run(layered.model, self._data), KEPT_BYTES))
+
+    def effects(self, trials: int) -> Iterator[Effect]:
+        """Of every layer, after so many trials."""
+        labels = tuple(self._layered.layers)
+        first = len(labels) if trials == len(labels) else max(1, trials // 2)
+        found = {group: self._tried(group, index, trials) for index, group in enumerate(_parts(labels, first))}
+        done = first
+        while done + 2 <= trials and (group := _worst(found)):
+            del found[group]
+            for half in _parts(group, 2):
+                found[half] = self._tried(half, done, trials)
+                done += 1
+        for group, (error, drop) in found.items():
+            yield from (Effect(label, error, len(group), drop) for label in group)
+
+    def _tried(self, group: Labels, done: int, total: int) -> tuple[float, float | None]:
+        """Error of the worst output, and the drop of the metric."""
+        self._ctx.progress(done, total)
+        built = self._layered.build({other: FLOAT for other in self._layered.layers if other not in group})
+        sums: dict[str, Powers] = {}
+        for before, after in zip(self._expected, self._ctx.run(built.model, self._data), strict=False):
+            add_up(sums, before, after)
+        metrics = self._ctx.judge(built.model).metrics if self._drops else ()
+        discard(built, self._ctx.workdir)
+        return max((each.error for each in sums.values()), default=0.0), metrics[0].drop if metrics else None
+
+
+def _parts(labels: Labels, count: int) -> Iterator[Labels]:
+    """As many groups of neighbours, as equal as can be."""
+    edges = [len(labels) * index // count for index in range(count + 1)]
+    return (labels[start:end] for start, end in pairwise(edges) if end > start)
+
+
+def _worst(found: Mapping[Labels, tuple[float, float | None]]) -> Labels | None:
+    """The group of several layers with the largest error, if there is one."""
+    return max((group for group in found if len(group) > 1), key=lambda group: found[group][0], default=None)
+
+
+def _up_to(runs: Iterator[Arrays], limit: int) -> Iterator[Arrays]:
+    """The first ones, until they hold so many bytes."""
+    held = 0
+    for outputs in runs:
+        yield outputs
+        held += sum(array.nbytes for array in outputs.values())
+        if held >= limit:
+            return
+
+
+def add_up(sums: dict[str, Powers], before: Arrays, after: Arrays) -> None:
+    """One batch of outputs more."""
+    for name in before.keys() & after.keys():
+        sums.setdefault(name, Powers()).add(before[name], after[name])
+
+
+@dataclass
+class Powers:
+    """Of one output: sums over all its values so far."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, before: Array, after: Array) -> None:
+        """Some values more, of any equal shape."""
+        if before.dtype.kind != "f":
+            self.signal += before.size
+            self.noise += float(np.count_nonzero(before != after))
+            return
+        finite = np.isfinite(before)
+        if not np.array_equal(finite, np.isfinite(after)):
+            self.noise = math.inf
+        signal, result = (np.where(finite, array, 0).astype(np.float64, copy=False) for array in (before, after))
+        self.signal += float(np.vdot(signal, signal))
+        self.noise += float(np.vdot(result - signal, result - signal))
+
+    @property
+    def error(self) -> float:
+        """As in ``Effect``."""
+        if self.noise == 0:
+            return 0.0
+        return math.sqrt(self.noise / self.signal) if self.signal and math.isfinite(self.noise) else math.inf

@@ -1,0 +1,131 @@
+"""Ranks with known answers: every layer of the toy loses exactly what it is told to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optkit.data.dataset import Arrays
+from optkit.evaluate.limits import Limits
+from optkit.passes._quant import ranking
+from optkit.passes._quant.layered import Built, Layered
+from optkit.passes._quant.ranking import Effect, rank, trials_of
+from optkit.pipeline.context import StepContext
+from tests.passes._quant.toy_quantizer import BAD, NAMES, SLIGHT, ToyQuantizer, Watched, chain, context, labelled
+
+
+def prepared() -> tuple[Watched, Layered]:
+    ctx = context(chain(), limits=Limits())
+    return ctx, ToyQuantizer(repair=True).layered(ctx.original, ctx)
+
+
+def test_alone_each_layer_moves_the_outputs_by_its_error() -> None:
+    ctx, layered = prepared()
+    effects = rank(layered, ctx, layered.build({}).model)
+    assert [each.label for each in effects[:2]] == ["fc2", "fc5"]
+    assert {each.label: each.error for each in effects} == pytest.approx(
+        {name: BAD.get(name, SLIGHT) for name in NAMES}, rel=1e-3
+    )
+    assert {each.among for each in effects} == {1} and {each.drop for each in effects} == {None}
+
+
+def test_trials_leave_nothing_behind() -> None:
+    ctx, layered = prepared()
+    full = layered.build({})
+    rank(layered, ctx, full.model)
+    assert list(ctx.workdir.rglob("*.onnx")) == [full.model.path]
+
+
+def test_a_ranking_is_remembered() -> None:
+    ctx, layered = prepared()
+    full = layered.build({}).model
+    first = rank(layered, ctx, full)
+    made: list[object] = []
+    again = Layered(layered.model, layered.layers, layered.ladder, made.append)  # type: ignore[arg-type]
+    assert rank(again, ctx, full) == first and not made
+
+
+def test_the_number_of_trials_depends_on_sizes_and_on_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, layered = prepared()
+    assert trials_of(layered) == 6
+    monkeypatch.setattr(ranking, "LEAST_TRIALS", 1)
+    assert trials_of(layered) == 6
+    monkeypatch.setattr(ranking, "TRIAL_BYTES", 5 * layered.model.size_bytes)
+    assert trials_of(layered) == 5
+
+
+def test_groups_are_halved_until_the_worst_layers_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 6 layers in 5 trials: 2 groups of three (fc2 in one, fc5 in the other), then the worse one is halved."""
+    ctx, layered = prepared()
+    monkeypatch.setattr(ranking, "LEAST_TRIALS", 5)
+    monkeypatch.setattr(ranking, "TRIAL_BYTES", 1)
+    tried: list[list[str]] = []
+
+    def build(levels: Mapping[str, str]) -> Built:
+        tried.append([name for name in NAMES if name not in levels])
+        return layered.build(levels)
+
+    effects = rank(replace(layered, build=build), ctx, layered.build({}).model)
+    assert tried == [["fc0", "fc1", "fc2"], ["fc3", "fc4", "fc5"], ["fc0"], ["fc1", "fc2"]]
+    assert [each.label for each in effects] == ["fc1", "fc2", "fc3", "fc4", "fc5", "fc0"]
+    assert {each.label: each.among for each in effects} == dict(zip(NAMES, (1, 2, 2, 3, 3, 3), strict=True))
+    assert effects[0].error == pytest.approx(np.hypot(BAD["fc2"], SLIGHT), rel=0.03)
+    assert effects[0].share == pytest.approx(effects[0].error / np.sqrt(2))
+
+
+def test_of_large_outputs_only_the_first_batches_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx, layered = prepared()
+    whole = {each.label: each.error for each in rank(layered, ctx, layered.build({}).model)}
+    seen: list[int] = []
+
+    def run(*asked: Any) -> Iterator[Arrays]:
+        for outputs in StepContext.run(ctx, *asked):
+            seen.append(len(outputs["y"]))
+            yield outputs
+
+    ctx, layered = prepared()
+    monkeypatch.setattr(Watched, "run", lambda _, *asked: run(*asked))
+    monkeypatch.setattr(ranking, "KEPT_BYTES", 1)
+    first = {each.label: each.error for each in rank(layered, ctx, layered.build({}).model)}
+    assert seen == [8] * 7  # one batch of the float model, and of each trial
+    assert first == pytest.approx(whole, rel=0.3) and first != whole
+
+
+def test_the_drop_of_the_metric_is_measured_for_each_layer_where_it_is_asked_for() -> None:
+    ctx = context(chain(), limits=Limits(), splits=labelled(48), metric="top1", metric_code=True)
+    layered = ToyQuantizer(repair=True).layered(ctx.original, ctx)
+    full = layered.build({}).model
+    effects = rank(layered, ctx, full, judged=ctx.judge(full))
+    assert {each.drop for each in effects if each.label not in BAD} == {0.0}
+    assert all(each.drop is not None and each.drop > 0.05 for each in effects[:2])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.0),
+        ([3.0, 4.0], [3.0, 3.0], 0.2),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([0.0, 0.0], [0.0, 1.0], math.inf),
+        ([3.0, math.inf, 4.0], [3.0, math.inf, 3.0], 0.2),
+        ([3.0, 4.0], [3.0, math.nan], math.inf),
+        ([1, 2, 3, 4], [1, 2, 3, 5], 0.5),
+    ],
+)
+def test_the_error_of_values(before: list[float], after: list[float], error: float) -> None:
+    sums: dict[str, ranking.Powers] = {}
+    kind = np.int64 if isinstance(before[0], int) else np.float32
+    ranking.add_up(sums, {"y": np.array(before, kind)}, {"y": np.array(after, kind)})
+    assert sums["y"].error == pytest.approx(error)
+
+
+def test_words_and_decibels() -> None:
+    assert Effect("a", 0.1).sqnr_db == pytest.approx(20.0)
+    assert Effect("a", 0.1, 4).words() == "in a group of 4 layers it moves the outputs by 10.00% (20.0 dB)"
+    assert Effect("a", 0.0).sqnr_db == math.inf
+    assert Effect("a", math.inf).words() == "alone it makes the outputs NaN or infinite"
