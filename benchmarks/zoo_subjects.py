@@ -122,10 +122,10 @@ def smollm2() -> Subject:
     )
     folder, news = place / "model", zoo.news_text()
     data = {
-        "calibration": written("smollm2", "calibration", news[:8]),
+        "calibration": saved("smollm2", "calibration", blocks(folder, news[:40], 128)),
         "evaluation": written("smollm2", "evaluation", news[100:108]),
     }
-    evaluation = batches(blocks(folder, news[200:216], 128), 1)[:12]
+    evaluation = batches(blocks(folder, news[240:270], 128), 1)[:16]
     return Subject(
         name="smollm2",
         title="SmolLM2-135M language model (transformer, dequantized Q4_1, 135 M)",
@@ -138,7 +138,7 @@ def smollm2() -> Subject:
         evaluation=evaluation,
         score=scores.language("logits", [each["input_ids"] for each in evaluation]),
         headline="perplexity",
-        feeds=lambda point: list(batches(blocks(folder, news[200:216], point["seq"]), point["batch"])[:2]),
+        feeds=lambda point: list(batches(blocks(folder, news[240:270], point["seq"]), point["batch"])[:2]),
         data=data,
         transformer=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,18 @@ from optkit.model.machine import fingerprint
 from optkit.model.target import Target
 
 PEER = "optkit"
-RECIPES = ("fp32", "int8", "int8-static")
+RECIPES = {name: (name,) for name in ("fp32", "int8", "int8-static")}
+"""What optkit makes: after its name the recipe, and what is set in it."""
+FOUR_BITS = {
+    f"int4 {method}, blocks of {size}": (
+        "int4",
+        f"passes.quantize-weights.method={method}",
+        f"passes.quantize-weights.block_size={size}",
+    )
+    for method in ("rtn", "gptq")
+    for size in (32, 128)
+}
+"""For language models."""
 ROOMS = ("model", "data", "passes", "runner", "recipe", "pipeline")
 LIMITS = ("cosine=-1", "agreement=0", "max_error=1e9", "speedup=null")
 LOOSE = tuple(word for limit in LIMITS for word in ("--limit", limit))
@@ -32,17 +44,17 @@ EXACT = "fp32"
 
 def products(subject: Subject, folder: Path) -> list[Product]:
     """One for each recipe; a recipe that refuses says why."""
-    return [_made(subject, folder, recipe) for recipe in RECIPES]
+    wanted = RECIPES | (FOUR_BITS if subject.headline == "perplexity" else {})
+    return [_made(subject, folder, label, *chosen) for label, chosen in wanted.items()]
 
 
-def _made(subject: Subject, folder: Path, recipe: str) -> Product:
+def _made(subject: Subject, folder: Path, label: str, recipe: str, *sets: str) -> Product:
     data = [(split, _content(path)) for split, path in sorted(subject.data.items())]
     sizes = shapes(subject)
-    key = (subject.opened().digest, subject.signature, recipe, _source(), data, sizes, fingerprint(Target()))
-    note = f"optkit optimize --recipe {recipe}, its choices timed at {sizes}"
-    found = product(
-        f"optkit {recipe}", PEER, folder, f"optkit-{recipe}", key, partial(_optimize, subject, recipe), note
-    )
+    key = (subject.opened().digest, subject.signature, recipe, sets, _source(), data, sizes, fingerprint(Target()))
+    note = f"optkit optimize --recipe {' --set '.join((recipe, *sets))}, its choices timed at {sizes}"
+    place = re.sub(r"\W+", "-", f"optkit-{label}")
+    found = product(f"optkit {label}", PEER, folder, place, key, partial(_optimize, subject, recipe, sets), note)
     if found.path is None:
         return found
     bundle = found.path.parent / "bundle"
@@ -52,12 +64,13 @@ def _made(subject: Subject, folder: Path, recipe: str) -> Product:
     return replace(found, path=bundle / "model.onnx", session=manifest["session"], note=said)
 
 
-def _optimize(subject: Subject, recipe: str, place: Path) -> None:
+def _optimize(subject: Subject, recipe: str, sets: Sequence[str], place: Path) -> None:
     given = ["--factory", subject.factory] if subject.factory else []
     given += ["--signature", subject.signature] if subject.signature else []
     for split, path in subject.data.items():
         given += ["--data", f"{split}={path}"]
-    given += ["--set", f"target.shapes={json.dumps(shapes(subject))}"]
+    for each in (f"target.shapes={json.dumps(shapes(subject))}", *sets):
+        given += ["--set", each]
     command = [sys.executable, "-m", "optkit", "optimize", subject.model, "--recipe", recipe, *given, *LOOSE]
     cache = place / "cache"  # of its own: what the recipes share would make the second one look quick
     run([*command, "-o", place / "bundle", "--force"], place, OPTKIT_CACHE=str(cache))
