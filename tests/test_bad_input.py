@@ -273,7 +273,7 @@ def test_a_mistake_in_the_recipe(tmp_path: Path, text: str, place: str, words: s
 
 def test_a_recipe_that_is_missing(tmp_path: Path) -> None:
     asked = (write_mlp(tmp_path / "m.onnx"), "-r", "int9.yaml")
-    words = ("no recipe 'int9.yaml'", "fp32, int8, int8-static")
+    words = ("no recipe 'int9.yaml'", "fp32, int4, int8, int8-static")
     refused(tmp_path, *asked, kind="recipe-error", words=words, fix="did you mean 'int8'?")
 
 

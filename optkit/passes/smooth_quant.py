@@ -74,8 +74,9 @@ class SmoothQuant(Pass):
         notes, functions = frozen_inputs(loaded), bool(loaded.functions)
         graph = inline(loaded)
         groups, skipped = find_groups(graph)
-        wanted = [group for group in groups if group.fold or self.mul]
-        skipped += [(group.label(), f"{group.reason}; mul: true helps") for group in groups if group not in wanted]
+        against = self._against_mul(graph)
+        wanted = [group for group in groups if group.fold or not against]
+        skipped += [(group.label(), f"{group.reason}; {against}") for group in groups if group not in wanted]
         if not wanted:
             return Outcome(model, 0, skipped=skipped, notes=[_nothing(groups, op_counts(graph))])
         with _inlined(model, graph, ctx) if functions else nullcontext(model) as flat:
@@ -89,6 +90,15 @@ class SmoothQuant(Pass):
         save_ir(graph, path)
         made = model.derive(path, "onnx", self.sentence())
         return Outcome(made, len(changes), changes, [*skipped, *left], notes)
+
+    def _against_mul(self, graph: ir.Model) -> str:
+        """Why no activation is multiplied; empty where that may be."""
+        from optkit.passes._quant.operators import LINEAR, auto_ops
+
+        if not self.mul:
+            return "mul: true helps"
+        flows = self.activations == "static" and auto_ops(graph) != LINEAR
+        return "integers flow from layer to layer here, so that it is rounded before a Mul could help" if flows else ""
 
     def _smooth(self, groups: Sequence[Group], known: Mapping[str, Channels]) -> tuple[Entries, Entries]:
         """(layers, what was done) and (layers, why not)."""

@@ -168,7 +168,7 @@ def test_computed_and_wide_operands_stay_with_their_reason():
     assert outcome.changed == 0
     assert outcome.skipped == [
         ("scores", "its second input is computed, not a constant weight"),
-        ("wide", "its weights are float64, and dynamic quantization takes float32 only"),
+        ("wide", "its weights are float64, and only float32 is quantized"),
     ]
 
 

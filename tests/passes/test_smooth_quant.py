@@ -363,3 +363,17 @@ def test_dynamic_int8_of_a_sentence_encoder_gains_three_times() -> None:
     )
     assert after > 0.997
     assert 1 - after < (1 - before) / 3
+
+
+def test_where_integers_flow_nothing_is_multiplied() -> None:
+    text = """g (float[n,3,8,8] x) => (float[n,6] y) {
+        c = Conv(x, k) r = Relu(c) p = GlobalAveragePool(r) f = Flatten(p) h = Relu(f) g1 = Gelu(h) y = MatMul(g1, w)
+    }"""
+    model = onnx_model(text, {"k": normal(16, 3, 3, 3, seed=1), "w": normal(16, 6, seed=2)})
+    data = {"calibration": {"x": normal(32, 3, 8, 8, seed=3)}}
+    outcome = run_pass(SmoothQuant(mul=True, activations="static", alpha=0.5), model, data=data)
+    assert outcome.changed == 0
+    assert [why.partition("; ")[2] for _, why in outcome.skipped] == [
+        "integers flow from layer to layer here, so that it is rounded before a Mul could help"
+    ]
+    assert run_pass(SmoothQuant(mul=True, alpha=0.5), model, data=data).changed == 1

@@ -45,7 +45,7 @@ def linear(tmp_path: Path) -> Path:
 
 def test_int8_fits_where_matmul_holds_the_weights(linear: Path) -> None:
     found = inspect(linear)
-    assert fits(found) == {"fp32": True, "int8": True, "int8-static": True}
+    assert fits(found) == {"fp32": True, "int4": True, "int8": True, "int8-static": True}
     assert why(found, "int8") == "weights of 2 MatMul, 100% of the parameters; needs no data"
     assert why(found, "int8-static").endswith("; needs calibration data: --data calibration=FILE")
     assert (found.refused, found.fix) == ("", "")
@@ -64,7 +64,7 @@ def test_int8_does_not_fit_where_convolutions_hold_the_weights(tmp_path: Path) -
     weights = {"k": normal(16, 3, 8, 8), "b": normal(16, 2)}
     onnx.save(onnx_model(text, weights), tmp_path / "m.onnx")
     found = inspect(tmp_path / "m.onnx")
-    assert fits(found) == {"fp32": True, "int8": False, "int8-static": True}
+    assert fits(found) == {"fp32": True, "int4": False, "int8": False, "int8-static": True}
     assert why(found, "int8") == "only weights of 1 MatMul, 1% of the parameters; 1 Conv hold 99%"
     assert found.guess == "image classifier"
 
@@ -76,7 +76,7 @@ def test_nothing_to_quantize_and_quantized_already(tmp_path: Path) -> None:
     onnx.save(onnx_model(text, {"w": np.ones((4, 3), np.int8)}), tmp_path / "q.onnx")
     found = inspect(tmp_path / "q.onnx")
     assert why(found, "int8") == "quantized already: 1 int8 weights of MatMulInteger"
-    assert fits(found) == {"fp32": True, "int8": False, "int8-static": False}
+    assert fits(found) == {"fp32": True, "int4": False, "int8": False, "int8-static": False}
 
 
 def test_a_state_dict_without_factory_is_looked_at(tmp_path: Path) -> None:

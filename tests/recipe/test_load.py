@@ -74,7 +74,10 @@ def test_mistakes(tmp_path: Path, text: str, place: str, words: str, fix: str) -
 def test_alternatives_are_listed(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load(tmp_path, f"{HEAD}  - quantize-dynamic: {{per_chanel: true}}\n")
-    assert caught.value.expected == "one of per_channel, ops, exclude, reduce_range, id, required, keep, when"
+    assert (
+        caught.value.expected
+        == "one of exclude, repair, per_channel, ops, lstm_on_inputs, reduce_range, id, required, keep, when"
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,11 +141,11 @@ def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
     assert find_recipe("int8") == ROOT / "recipes" / "int8.yaml"
     with pytest.raises(RecipeError, match="no recipe 'itn8'") as caught:
         find_recipe("itn8")
-    assert caught.value.fix == "did you mean 'int8'?" and "fp32, int8" in caught.value.expected
+    assert caught.value.fix == "did you mean 'int8'?" and "fp32, int4, int8" in caught.value.expected
 
 
 def test_every_shipped_recipe_loads_and_says_what_it_does() -> None:
-    assert list(shipped()) == ["fp32", "int8", "int8-static"]
+    assert list(shipped()) == ["fp32", "int4", "int8", "int8-static"]
     for name, path in shipped().items():
         recipe = load_recipe(str(path))
         assert recipe.name == name and recipe.description.endswith(".") and recipe.passes

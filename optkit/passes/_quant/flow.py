@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from optkit.passes._quant.layered import FLOAT
-from optkit.passes._quant.operators import ABSORBED, FOLLOWING, KNOWN, LINEAR, SENSITIVE, WEIGHTED, refusal
+from optkit.passes._quant.operators import ABSORBED, FOLLOWING, KNOWN, LINEAR, OPERANDS, SENSITIVE, WEIGHTED, refusal
 from optkit.passes._quant.select import EXCLUDED, excluded
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Flow:
         wanted = set(names)
         self._elements = elements
         self._forced = forced
-        self._nodes = [node for node in graph if node.name in wanted and self._size(node.inputs[0])]
+        self._nodes = [node for node in graph if node.name in wanted and any(map(self._size, _taken(node)))]
 
     def held(self, levels: Mapping[str, str], default: str) -> tuple[Held, list[tuple[str, str]]]:
         """Nodes on integers when layers have these precisions, and (name, reason) of candidates that are not."""
@@ -129,6 +129,11 @@ class Flow:
 
     def _size(self, value: ir.Value | None) -> int:
         return self._elements.get(value.name or "", 0) if value is not None else 0
+
+
+def _taken(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The inputs that are to be quantized, where they are activations."""
+    return node.inputs if node.op_type in OPERANDS else node.inputs[:1]
 
 
 def _producer(node: ir.Node) -> ir.Node | None:

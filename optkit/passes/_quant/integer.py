@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.passes._ir import constant
-from optkit.passes._quant.weights import quantize_weights
+from optkit.passes._quant.weights import quantize_weights, unfit
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,9 +42,11 @@ def float_weights(value: ir.Value | None, computed: str = COMPUTED) -> NDArray[n
     if weights is None:
         raise Refusal(computed)
     if weights.dtype != np.float32:
-        raise Refusal(f"its weights are {weights.dtype}, and dynamic quantization takes float32 only")
+        raise Refusal(f"its weights are {weights.dtype}, and only float32 is quantized")
     if weights.ndim < 2:
         raise Refusal("its weights are a vector")
+    if reason := unfit(weights):
+        raise Refusal(reason)
     return cast("NDArray[np.float32]", weights)
 
 

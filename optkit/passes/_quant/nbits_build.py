@@ -65,8 +65,8 @@ class Build:
 
     def _bits(self, site: Site, level: str) -> int:
         bits = int(level.removeprefix("int"))
-        if self.standard and site.kind == "Gather":
-            return 8
+        if site.kind == "Gather" and (self.standard or site.weights.shape[1] % 2):
+            return 8  # Gather takes no tensors of 4 bits, and rows of GatherBlockQuantized are whole bytes
         embeddings = {each.key for each in self.sites if each.kind == "Gather"}
         return max(bits, self.embedding_bits) if site.key in embeddings else bits
 

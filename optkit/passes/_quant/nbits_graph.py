@@ -149,9 +149,7 @@ def scaled_biases(model: ir.Model) -> None:
         beta, bias = float(node.attributes.get_float("beta", 1.0)), constant(node.inputs[2])
         if beta != 1.0 and bias is not None and node.inputs[2] is not None:
             name = f"{node.inputs[2].name}_scaled"
-            node.replace_input_with(
-                2, new_initializer(model.graph, name, np.asarray(bias, np.float32) * np.float32(beta))
-            )
+            node.replace_input_with(2, new_initializer(model.graph, name, (bias * beta).astype(bias.dtype)))
             node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
 
 

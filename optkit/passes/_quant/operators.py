@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from optkit.passes._ir import constant
+from optkit.passes._quant.weights import unfit
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -100,13 +101,14 @@ def _weights_refusal(node: ir.Node) -> str:
         return "its weights are a vector"
     if bias is not None and constant(bias) is None:
         return "its bias is computed"
-    return ""
+    return unfit(weights)
 
 
 def _gemm_refusal(node: ir.Node) -> str:
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if bias is not None and (bias.squeeze().ndim > 1 or node.attributes.get_float("beta", 1.0) != 1.0):
-        return "its bias is a matrix, or scaled"
+    by_rows = bias is not None and any(size > 1 for size in bias.shape[:-1])
+    if by_rows or (bias is not None and node.attributes.get_float("beta", 1.0) != 1.0):
+        return "its bias differs from row to row, or is scaled"
     return "its data are transposed (transA)" if node.attributes.get_int("transA", 0) else _weights_refusal(node)
 
 

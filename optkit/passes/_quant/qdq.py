@@ -241,6 +241,7 @@ class QdqWriter:
             exact = np.clip(np.rint(bias / (step * scale)), -INT32, INT32).astype(np.int32)
             name = f"{node.name}_bias"
             node.resize_inputs(3)
+            node.attributes.pop("beta", None)  # 1 already where there was a bias, without a meaning where there was none
             made = self._dequantized(node, name, exact, np.asarray(step * scale, np.float32), 0, 0)
             node.replace_input_with(2, made)
         key = (source, f"weights {axis} {scale.tobytes()!r}")

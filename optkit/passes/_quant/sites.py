@@ -6,10 +6,8 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from optkit.passes._ir import constant, node_label
-from optkit.passes._quant.integer import Refusal
+from optkit.passes._quant.integer import Refusal, float_weights
 from optkit.passes._quant.linear import read_layer
 from optkit.passes._quant.nbits import Floats, Grid
 from optkit.passes._quant.select import EXCLUDED, excluded
@@ -86,10 +84,10 @@ def _is_embedding(node: ir.Node) -> bool:
 
 
 def _read(node: ir.Node, grid: Grid, graph: ir.Graph) -> Site:
-    _require_float32(node)
     if node.op_type == "Gather":
         source = node.inputs[0]
         assert source is not None  # _is_embedding looked
+        float_weights(source)
         site = Site("", 0, "Gather", source, True, str(node.outputs[0].name))
     else:
         layer = read_layer(node)
@@ -100,16 +98,6 @@ def _read(node: ir.Node, grid: Grid, graph: ir.Graph) -> Site:
     rows, width = site.weights.shape
     _require_gain(rows, width, grid)
     return site
-
-
-def _require_float32(node: ir.Node) -> None:
-    value = node.inputs[0 if node.op_type == "Gather" else 1]
-    turned = value.producer() if value is not None else None
-    if turned is not None and turned.op_type == "Transpose":
-        value = turned.inputs[0]
-    held = constant(value)
-    if held is not None and held.dtype != np.float32:
-        raise Refusal(f"its weights are {held.dtype}, and only float32 is quantized")
 
 
 def _require_gain(rows: int, width: int, grid: Grid) -> None:

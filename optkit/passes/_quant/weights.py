@@ -37,6 +37,15 @@ def quantize_weights(
     return out.reshape(weights.shape), scale
 
 
+def unfit(weights: NDArray[Any]) -> str:
+    """Why floats cannot be rounded: there are none, or some are infinite or NaN; empty where they can."""
+    if weights.size == 0:
+        return "its weights are empty"
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(weights.min()) and np.isfinite(weights.max())
+    return "" if finite else "some of its weights are infinite or NaN"
+
+
 def _scales(rows: NDArray[Any], axis: int | None, top: int) -> Float32s:
     reduce: Any = {None: None, 0: 1, -1: 0}[axis]
     if rows.size == 0:
