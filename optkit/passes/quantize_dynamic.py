@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
-from optkit.passes._base import Context, Outcome
+from optkit.passes._base import Context
 from optkit.passes._quant.dynamic import INT8, NO_KERNEL, DynamicOp
 from optkit.passes._quant.layered import FLOAT, Layered, Quantizer
 from optkit.passes._quant.prepare import FLOAT_FOLDER
@@ -53,12 +52,6 @@ class QuantizeDynamic(Quantizer):
     def applies_to(self, target: Target) -> str:
         """Integer operators of this kind run on CPUs."""
         return "" if target.provider == "cpu" else f"dynamic int8 is made for CPUs, not for {target.provider}"
-
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        """Quantize every layer, less what repairs give back; a float model at a raised opset is not kept."""
-        outcome = super().__call__(model, ctx)
-        shutil.rmtree(ctx.workdir / FLOAT_FOLDER, ignore_errors=True)
-        return outcome
 
     def layered(self, model: Model, ctx: Context) -> Layered:
         """Every node of ``ops`` whose weights are constant float32.

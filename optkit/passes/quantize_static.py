@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from optkit.model.model import Form, Model
-from optkit.passes._base import Context, Outcome
+from optkit.passes._base import Context
 from optkit.passes._quant.calibrators import Calibration
 from optkit.passes._quant.cpu import ActivationType
-from optkit.passes._quant.layered import FLOAT, Built, Layered, Quantizer
+from optkit.passes._quant.layered import FLOAT, Layered, Quantizer, never
 from optkit.passes._quant.operators import QdqOp
-from optkit.passes._quant.prepare import FLOAT_FOLDER
 from optkit.passes._quant.select import NodePattern, already_quantized, nothing, unused
 
 if TYPE_CHECKING:
@@ -64,12 +62,6 @@ class QuantizeStatic(Quantizer):
     reduce_range: bool | None = None
     """Use 7 bits for weights. Null = only on x86 processors without VNNI, whose int8 sums saturate at 16 bits."""
 
-    def __call__(self, model: Model, ctx: Context) -> Outcome:
-        """Quantize every layer, less what repairs give back; the float model they start from is not kept."""
-        outcome = super().__call__(model, ctx)
-        shutil.rmtree(ctx.workdir / FLOAT_FOLDER)
-        return outcome
-
     def layered(self, model: Model, ctx: Context) -> Layered:
         """Measure ranges on the split ``calibration``, and say what can be quantized with them.
 
@@ -80,7 +72,7 @@ class QuantizeStatic(Quantizer):
         from optkit.passes._quant.flow import Flow, candidates
         from optkit.passes._quant.operators import KNOWN, WEIGHTED, auto_ops
         from optkit.passes._quant.prepare import prepare
-        from optkit.passes._quant.static import data_notes, sizes_of, strangers, tensors_of
+        from optkit.passes._quant.static import data_notes, rungs, sizes_of, strangers, tensors_of, told
 
         data = ctx.batches("calibration")
         prepared = prepare(model, ctx)
@@ -101,10 +93,10 @@ class QuantizeStatic(Quantizer):
         build = self._builder(model, prepared, chosen.names, sizes, found, ctx)
         skipped = [*chosen.skipped, *(place for place in left if place[1].startswith("it feeds"))]
         already = already_quantized(prepared.found)
-        notes += [*self._told(build), *data_notes(data, found), *([already] if already else [])]
+        notes += [told(build), *data_notes(data, found), *([already] if already else [])]
         if self.repair:
             notes += strangers(ctx.batches("search"), found)
-        return Layered(prepared.model, layers, (*_rungs(build, ctx), FLOAT), build, skipped, notes)
+        return Layered(prepared.model, layers, (*rungs(build, ctx), FLOAT), build, skipped, notes)
 
     def _measured(
         self, prepared: Prepared, tensors: Mapping[str, int | None], ctx: Context, data: Dataset
@@ -125,7 +117,7 @@ class QuantizeStatic(Quantizer):
         ctx: Context,
     ) -> Builder:
         from optkit.passes._quant.cpu import activation_grid, reduce_range, wide
-        from optkit.passes._quant.qdq import Weights
+        from optkit.passes._quant.layer_weights import Weights
         from optkit.passes._quant.static import Builder
 
         grid = activation_grid(self.activations, ctx.target)
@@ -145,29 +137,12 @@ class QuantizeStatic(Quantizer):
             correct_bias=self.bias_correction,
         )
 
-    def _told(self, build: Builder) -> Iterator[str]:
-        grid = next(iter(build.grids.values()))
-        yield f"activations {grid.name}, weights {'7 bits' if build.weights.reduce_range else 'int8'}"
-
     def _nothing(
         self, prepared: Prepared, ops: Sequence[str], skipped: Sequence[tuple[str, str]], notes: Sequence[str]
     ) -> Layered:
         sought = f"no quantizable {', '.join(ops)}"
-        return Layered(
-            prepared.model, {}, (FLOAT,), _never, skipped, [*notes, nothing(sought, skipped, prepared.found)]
-        )
+        return Layered(prepared.model, {}, (FLOAT,), never, skipped, [*notes, nothing(sought, skipped, prepared.found)])
 
     def _idle_patterns(self, graph: ir.Graph) -> list[str]:
         names = [node.name or "" for node in graph]
         return [*unused(self.exclude, names), *unused(self.include, names, "include")]
-
-
-def _rungs(build: Builder, ctx: Context) -> list[str]:
-    """16 bits only where they may pay: on CPUs float32 is faster, so that a repair has to measure."""
-    first, *others = build.grids
-    return [first, *(others if ctx.may_time or ctx.target.provider != "cpu" else [])]
-
-
-def _never(levels: Mapping[str, str]) -> Built:
-    del levels
-    raise AssertionError("no layers, nothing to build")

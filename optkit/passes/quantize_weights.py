@@ -10,7 +10,7 @@ from pydantic import Field
 
 from optkit.model.model import Form, Model
 from optkit.passes._base import Context
-from optkit.passes._quant.layered import FLOAT, Built, Layered, Quantizer
+from optkit.passes._quant.layered import FLOAT, Layered, Quantizer, never
 from optkit.passes._quant.nbits import Blocks, Grid
 from optkit.passes._quant.select import already_quantized, nothing, unused
 
@@ -88,7 +88,7 @@ class QuantizeWeights(Quantizer):
         notes += unused(self.exclude, labels)
         if not sites:
             sought = f"no {' or '.join(self.ops)} with constant float32 weights"
-            return Layered(model, {}, (), _never, skipped, [*notes, nothing(sought, skipped, found)])
+            return Layered(model, {}, (), never, skipped, [*notes, nothing(sought, skipped, found)])
         notes += [told] if (told := already_quantized(found)) else []
         done: dict[Hashable, Blocks] = {}
         if self.method == "awq":
@@ -114,7 +114,3 @@ class QuantizeWeights(Quantizer):
         )
         ladder = ("int4", "int8", FLOAT) if self.bits == 4 else ("int8", FLOAT)
         return Layered(model, {site.label: site.output for site in sites}, ladder, build, skipped, notes)
-
-
-def _never(levels: Mapping[str, str]) -> Built:
-    raise AssertionError(f"no layers, nothing to build at {levels}")

@@ -94,11 +94,17 @@ class Quantizer(Pass):
         """
 
     def __call__(self, model: Model, ctx: Context) -> Outcome:
-        """Quantize every layer, less what repairs give back."""
+        """Quantize every layer, less what repairs give back; float models on the way to it are not kept."""
+        outcome = self._outcome(model, ctx)
+        kept = outcome.model.path.resolve()
+        for folder in [each for each in ctx.workdir.resolve().iterdir() if each.is_dir() and each not in kept.parents]:
+            shutil.rmtree(folder)
+        return outcome
+
+    def _outcome(self, model: Model, ctx: Context) -> Outcome:
         layered = self.layered(model, ctx)
-        if not layered.layers:
-            return Outcome(model, 0, skipped=layered.skipped, notes=layered.notes)
-        done = self._done(layered, ctx)
+        done = self._done(layered, ctx) if layered.layers else Repaired(Built(model, ()))
+        _keep_only(done.built.model.path, ctx.workdir)
         return Outcome(
             done.built.model,
             len(done.built.changes),
@@ -115,3 +121,15 @@ class Quantizer(Pass):
         if reason is None:
             return hold_budget(layered, ctx, by_speed=self.for_speed)
         return Repaired(layered.build({}), notes=[reason] if reason else [])
+
+
+def _keep_only(path: Path, workdir: Path) -> None:
+    """Remove what else lies in the workdir: float models that layers were taken from."""
+    for each in workdir.iterdir():
+        if each not in path.parents and each.is_dir():
+            shutil.rmtree(each)
+
+
+def never(levels: Mapping[str, str]) -> Built:
+    """``Layered.build`` where there are no layers."""
+    raise AssertionError(f"no layers, nothing to build at {levels}")

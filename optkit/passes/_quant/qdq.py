@@ -9,17 +9,15 @@ not rounded: a pair stands only in front of those who want integers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.passes._ir import constant
-from optkit.passes._quant.bias import bias_shift
+from optkit.passes._ir import add_constant, constant
 from optkit.passes._quant.flow import absorbed_by, gives_integers
 from optkit.passes._quant.operators import FOLLOWING, OPERANDS, WEIGHTED
-from optkit.passes._quant.weights import quantize_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,32 +26,12 @@ if TYPE_CHECKING:
 
     from optkit.passes._quant.cpu import Grid
     from optkit.passes._quant.flow import Held
+    from optkit.passes._quant.layer_weights import Weights
     from optkit.passes._quant.ranges import Activations
 
-INT32 = 2**31 - 1
 OPSET_16_BITS = 21
 """Where ONNX's own QuantizeLinear learns 16 bits; before, onnxruntime's does."""
 Array = NDArray[Any]
-
-
-@dataclass
-class Weights:
-    """Integers of weights, made once for all models that are built."""
-
-    per_channel: bool
-    reduce_range: bool
-    made: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-
-    def of(self, name: str, weights: Array, axis: int | None) -> tuple[Array, Array]:
-        """int8 of the weights' shape, and float32[channels], or float32[] without an axis."""
-        key = f"{name} {axis}"
-        if key not in self.made:
-            moved = weights if axis is None else np.moveaxis(weights, axis, 0)
-            integers, scale = quantize_weights(
-                np.ascontiguousarray(moved), axis=None if axis is None else 0, reduce_range=self.reduce_range
-            )
-            self.made[key] = (integers if axis is None else np.moveaxis(integers, 0, axis)), scale
-        return self.made[key]
 
 
 @dataclass(frozen=True)
@@ -177,8 +155,9 @@ class QdqWriter:
 
     def _q_and_dq(self, value: ir.Value, step: _Step) -> list[ir.Node]:
         name = f"{value.name}_{step.grid.name}"
-        scale = self._tensor(f"{name}_scale", np.array(step.scale))
-        zero = self._tensor(f"{name}_zero_point", np.array(step.zero, step.grid.name))
+        graph = self._model.graph
+        scale = add_constant(graph, f"{name}_scale", np.array(step.scale))
+        zero = add_constant(graph, f"{name}_zero_point", np.array(step.zero, step.grid.name))
         quantize = self._node("QuantizeLinear", [value, scale, zero], f"{name}_quantize")
         quantize.outputs[0].name = f"{name}_integers"
         return [quantize, self._node("DequantizeLinear", [quantize.outputs[0], scale, zero], f"{name}_dequantize")]
@@ -194,19 +173,10 @@ class QdqWriter:
             kind, inputs, {} if axis is None else {"axis": axis}, domain="com.microsoft" if own else "", name=name
         )
 
-    def _tensor(self, name: str, array: Array) -> ir.Value:
-        import onnx_ir as ir
-
-        held = self._model.graph.initializers
-        free = next(each for number in range(len(held) + 1) if (each := name + "_" * number) not in held)
-        value = ir.val(free, const_value=ir.tensor(array, name=free))
-        self._model.graph.register_initializer(value)
-        return value
-
     def _dequantized(self, node: ir.Node, name: str, integers: Array, scale: Array, zero: int, axis: int) -> ir.Value:
         """Integers in the file, and the node that makes floats of them, before ``node``."""
-        inputs = [self._tensor(f"{name}_integers", integers), self._tensor(f"{name}_scale", scale)]
-        inputs.append(self._tensor(f"{name}_zero_point", np.full(scale.shape, zero, integers.dtype)))
+        parts = {"integers": integers, "scale": scale, "zero_point": np.full(scale.shape, zero, integers.dtype)}
+        inputs = [add_constant(self._model.graph, f"{name}_{what}", array) for what, array in parts.items()]
         made = self._node("DequantizeLinear", inputs, f"{name}_dequantize", axis if scale.ndim else None)
         made.outputs[0].name = f"{name}_dequantized"
         node.prepend(made)
@@ -224,71 +194,19 @@ class QdqWriter:
 
     def _quantize_weights(self, node: ir.Node) -> None:
         source, data = node.inputs[1], node.inputs[0]
-        weights = constant(source)
-        assert source is not None and data is not None and weights is not None  # see operators.refusal
-        axis = channel_axis(node, weights) if self._weights.per_channel else None
-        integers, scale = self._weights.of(source.name or "", weights, axis)
-        factor = node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
-        bias = self._bias(node, weights, integers, scale, axis)
-        if bias is not None:
-            # A bias far above its channel's products needs a coarser scale to fit into 32 bits.
-            step = np.float64(self._steps[data].scale) * factor
-            least = np.asarray(np.abs(bias).max() if axis is None else np.abs(bias)) / (step * INT32 / 2)
-            if (scale < least).any():
-                coarse = np.maximum(scale, least).astype(np.float32)
-                integers = np.rint(integers * _along(scale / coarse, axis, integers.ndim)).astype(np.int8)
-                scale = coarse
-            exact = np.clip(np.rint(bias / (step * scale)), -INT32, INT32).astype(np.int32)
-            name = f"{node.name}_bias"
+        assert source is not None and data is not None  # see operators.refusal
+        found = self._activations.get(self._sources[data]) if self._correct_bias else None
+        made = self._weights.of_layer(node, self._steps[data].scale, found.means if found else None)
+        if made.bias is not None:
             node.resize_inputs(3)
-            node.attributes.pop("beta", None)  # 1 already where there was a bias, without a meaning where there was none
-            made = self._dequantized(node, name, exact, np.asarray(step * scale, np.float32), 0, 0)
-            node.replace_input_with(2, made)
-        key = (source, f"weights {axis} {scale.tobytes()!r}")
+            node.attributes.pop("beta", None)  # 1 where there was a bias, without a meaning where not
+            bias = self._dequantized(node, f"{node.name}_bias", made.bias, made.bias_scale, 0, 0)
+            node.replace_input_with(2, bias)
+        key = (source, f"weights {made.axis} {made.scale.tobytes()!r}")
         if key not in self._pairs:
-            self._pairs[key] = self._dequantized(self._model.graph[0], source.name or "", integers, scale, 0, axis or 0)
+            first, axis = self._model.graph[0], made.axis or 0
+            self._pairs[key] = self._dequantized(first, source.name or "", made.integers, made.scale, 0, axis)
         node.replace_input_with(1, self._pairs[key])
-
-    def _bias(self, node: ir.Node, weights: Array, integers: Array, scale: Array, axis: int | None) -> Array | None:
-        """float64[out] with the correction, or None where the layer has none and needs none."""
-        value = node.inputs[2] if len(node.inputs) > 2 else None
-        given = constant(value)
-        if node.op_type == "MatMul":
-            return None
-        out_axis = channel_axis(node, weights)
-        channels = weights.shape[out_axis] if out_axis is not None else 0
-        shift = self._shift(node, weights - integers * _along(scale, axis, weights.ndim)) if channels else None
-        if given is None and shift is None:
-            return None
-        bias = np.zeros(channels) if given is None else np.asarray(given, np.float64).reshape(-1)
-        bias = np.broadcast_to(bias, (max(channels, bias.size),))
-        return bias if shift is None else bias + shift
-
-    def _shift(self, node: ir.Node, lost: Array) -> Array | None:
-        data = node.inputs[0]
-        assert data is not None  # the checker guarantees it
-        found = self._activations.get(self._sources[data])
-        if not self._correct_bias or found is None or node.op_type not in ("Conv", "Gemm"):
-            return None
-        if node.op_type == "Conv":
-            return bias_shift(lost, found.means, node.attributes.get_int("group", 1))
-        lost = lost if node.attributes.get_int("transB", 0) else lost.T
-        return bias_shift(lost * node.attributes.get_float("alpha", 1.0), found.means, 1)
-
-
-def channel_axis(node: ir.Node, weights: Array) -> int | None:
-    """The axis of a layer's output channels in its weights, or None where engines take one scale for all."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1 if node.attributes.get_int("group", 1) == 1 else None
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return 1 if weights.ndim == 2 else None
-
-
-def _along(scale: Array, axis: int | None, ndim: int) -> Array:
-    return scale if axis is None else scale.reshape([-1 if each == axis else 1 for each in range(ndim)])
 
 
 def _is_float(array: Array | None) -> bool:

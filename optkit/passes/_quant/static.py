@@ -14,10 +14,11 @@ from optkit.passes._quant.operators import LINEAR, OPERANDS
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from optkit.data.dataset import Dataset
+    from optkit.data.dataset import Array, Dataset
     from optkit.model.model import Model
+    from optkit.passes._base import Context
     from optkit.passes._quant.cpu import Grid
-    from optkit.passes._quant.qdq import Weights
+    from optkit.passes._quant.layer_weights import Weights
     from optkit.passes._quant.ranges import Activations
 
 FEW_SAMPLES = 32
@@ -97,6 +98,18 @@ class Builder:
         return Built(self.source.derive(path, "onnx", self.sentence), changes)
 
 
+def told(build: Builder) -> str:
+    """What tensors become, for people."""
+    grid = next(iter(build.grids.values()))
+    return f"activations {grid.name}, weights {'7 bits' if build.weights.reduce_range else 'int8'}"
+
+
+def rungs(build: Builder, ctx: Context) -> list[str]:
+    """16 bits only where they may pay: on CPUs float32 is faster, so that a repair has to measure."""
+    first, *others = build.grids
+    return [first, *(others if ctx.may_time or ctx.target.provider != "cpu" else [])]
+
+
 def data_notes(data: Dataset, found: Activations) -> Iterator[str]:
     """What is poor about the calibration data."""
     if data.count < FEW_SAMPLES:
@@ -106,8 +119,22 @@ def data_notes(data: Dataset, found: Activations) -> Iterator[str]:
         )
     if data.synthetic:
         yield "the calibration data are synthetic: ranges are guesses"
-    if found and all(low == high for low, high in (each.seen for each in found.values())):
-        yield "the calibration data are constant: every activation has one value only"
+    if data.count > 1 and _constant(data):
+        yield f"the calibration data are constant: all {data.count} samples are the same, so ranges fit no other"
+
+
+def _constant(data: Dataset) -> bool:
+    """Whether all samples are alike; mostly it takes but one batch to see that they are not."""
+    import numpy as np
+
+    first: dict[str, Array] = {}
+    for batch in data.batches():
+        for name, array in batch.inputs.items():
+            rows = np.atleast_1d(array)
+            one = first.setdefault(name, rows[:1])
+            if one.shape[1:] != rows.shape[1:] or (rows != one).any():
+                return False
+    return True
 
 
 def strangers(data: Dataset, found: Activations) -> Iterator[str]:
