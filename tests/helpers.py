@@ -41,6 +41,7 @@ def run_pass(
     """
     opened = open_any(model)
     splits = {split: as_dataset(split, found) for split, found in (data or {}).items()}
+    splits |= {"evaluation": next(iter(splits.values()))} if splits and "evaluation" not in splits else {}
     job = Job(
         original=original or opened,
         target=target or Target(threads=1),

@@ -110,6 +110,10 @@ def benched(place: Path) -> Answer:
     return call("bench", place / "model.onnx", place / "bundle", "--input", place / "data.npz", *flags)
 
 
+def ranked(place: Path) -> Answer:
+    return call("sensitivity", place / "model.onnx", "--data", place / "data.npz", "--no-bench", "--json")
+
+
 def inspected(place: Path) -> Answer:
     return call("inspect", place / "model.onnx", "--json")
 
@@ -130,6 +134,7 @@ TYPED = (
     (ran, "RunFacts", 0),
     (ran_against, "Verdict", 0),
     (benched, "BenchFacts", 0),
+    (ranked, "SensitivityFacts", 0),
     (inspected, "Inspection", 0),
     (inspected_torch, "Inspection", 0),
     (diagnosed, "Diagnosis", 0),
@@ -162,6 +167,7 @@ def test_what_a_verb_prints_is_what_the_schema_says(
         ("recipe", "show", "int8", "--json"),
         ("recipe", "validate", "int8", "--json"),
         ("recipe", "validate", "int9", "--json"),
+        ("sensitivity", "missing.onnx", "--json"),
         ("cache", "ls", "--json"),
         ("cache", "rm", "--json"),
     ],

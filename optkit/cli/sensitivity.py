@@ -47,8 +47,8 @@ def sensitivity(
 
         with bar() as watch:
             watch("planning", 0, 0)
-            chosen = Recipe.load(recipe or "int8", sets or ()) if recipe or sets else None
-            return measure(model, chosen, step=step, bench=bench, watch=watch, **asked)
+            chosen = Recipe.load(recipe, sets or ()) if recipe else None
+            return measure(model, chosen, sets=sets or (), step=step, bench=bench, watch=watch, **asked)
 
     def show(facts: Any) -> None:
         from optkit.cli.render_sensitivity import show_sensitivity

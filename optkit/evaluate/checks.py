@@ -133,13 +133,14 @@ def budget_limits(
     peak_mb: float | None,
     timing_note: str,
 ) -> tuple[LimitResult, ...]:
-    """Check speedup (not-slower unless stated), latency, memory and size.
+    """Check speedup (not-slower unless stated, nothing where it is stated as null), latency, memory and size.
 
     ``not-slower`` fails only where the ratio's word is ``slower``; a number is compared with the interval's lower end.
     What was not measured gives ``held=None`` with ``timing_note``.
     """
+    off = limits.speedup is None and "speedup" in limits.model_fields_set
     return (
-        _speedup(limits.speedup or "not-slower", ratio, timing_note),
+        *(() if off else (_speedup(limits.speedup or "not-slower", ratio, timing_note),)),
         *_budget("latency_ms", limits.latency_ms, None if ratio is None else ratio.candidate_ms, timing_note),
         *_budget("memory_mb", limits.memory_mb, peak_mb, timing_note),
         *_budget("size_mb", limits.size_mb, size_bytes / MB, ""),

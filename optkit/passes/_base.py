@@ -94,8 +94,8 @@ class Context(Protocol):
         The intervals hold the truth with ``confidence``.
         """
 
-    def judge(self, model: Model) -> Verdict:
-        """Compare with the original on the search split only."""
+    def judge(self, model: Model, data: Dataset | None = None) -> Verdict:
+        """Compare with the original on the search split only; on ``data``, some of it, where that is given."""
 
     def remember(self, facts: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``make`` gives, as plain data; other steps and later runs that ask with the same ``facts`` get it too.

@@ -36,7 +36,7 @@ class QuantizeStatic(Quantizer):
     forms: ClassVar[Mapping[Form, Form]] = {"onnx": "onnx"}
     needs: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     uses_target: ClassVar[bool] = True
-    uses_data: ClassVar[tuple[str, ...]] = ("calibration",)
+    uses_data: ClassVar[tuple[str, ...]] = ("calibration", "sample")
 
     activations: ActivationType = "auto"
     """Type of activations. auto = uint8 on x86 CPUs, where int8 is no faster than float32, else int8. int16 = 16 bits,
@@ -93,9 +93,8 @@ class QuantizeStatic(Quantizer):
         build = self._builder(model, prepared, chosen.names, sizes, found, ctx)
         skipped = [*chosen.skipped, *(place for place in left if place[1].startswith("it feeds"))]
         already = already_quantized(prepared.found)
-        notes += [told(build), *data_notes(data, found), *([already] if already else [])]
-        if self.repair:
-            notes += strangers(ctx.batches("search"), found)
+        notes += [told(build), *data_notes(data), *([already] if already else [])]
+        notes += strangers(ctx.batches("search" if self.repair else "sample"), found)
         return Layered(prepared.model, layers, (*rungs(build, ctx), FLOAT), build, skipped, notes)
 
     def _measured(

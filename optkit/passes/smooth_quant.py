@@ -78,7 +78,7 @@ class SmoothQuant(Pass):
         wanted = [group for group in groups if group.fold or not against]
         skipped += [(group.label(), f"{group.reason}; {against}") for group in groups if group not in wanted]
         if not wanted:
-            return Outcome(model, 0, skipped=skipped, notes=[_nothing(groups, op_counts(graph))])
+            return Outcome(model, 0, skipped=skipped, notes=[_nothing(groups, against, skipped, op_counts(graph))])
         with _inlined(model, graph, ctx) if functions else nullcontext(model) as flat:
             names = [str(group.source.name) for group in wanted]
             known = measure(flat, names, ctx, ctx.batches("calibration"), self.rows)
@@ -136,8 +136,11 @@ def _inlined(model: Model, graph: ir.Model, ctx: Context) -> Iterator[Model]:
     shutil.rmtree(folder)
 
 
-def _nothing(groups: Sequence[Group], found: Mapping[str, int]) -> str:
+def _nothing(groups: Sequence[Group], against: str, skipped: Entries, found: Mapping[str, int]) -> str:
+    from optkit.passes._quant.select import commonest
+
     if groups:
-        return "nothing to smooth: no scale can go into what is before the layers; mul: true multiplies instead"
+        return f"nothing to smooth: no scale can go into what is before the layers; {against}"
     operators = ", ".join(f"{count} {kind}" for kind, count in found.items())
-    return f"nothing to smooth: no MatMul or Gemm with constant weights; the model has {operators or 'no nodes'}"
+    sought = "no MatMul or Gemm with constant weights of its own"
+    return f"nothing to smooth: {sought}; the model has {operators or 'no nodes'}{commonest(skipped)}"

@@ -128,9 +128,10 @@ class StepContext:
             )
         return time_models(self.job, models, replace(CHOOSING, budget_s=budget_s, confidence=confidence))
 
-    def judge(self, model: Model) -> Verdict:
-        """Compare with the original on the search split only."""
-        return judge_on(self.job, model, self.batches("search"))
+    def judge(self, model: Model, data: Dataset | None = None) -> Verdict:
+        """Compare with the original on the search split only; on ``data``, some of it, where that is given."""
+        whole = self.batches("search")
+        return judge_on(self.job, model, whole if data is None else data)
 
     def remember(self, facts: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``make`` gives; other steps and later runs that ask with the same ``facts`` get it too."""

@@ -21,7 +21,7 @@ from optkit.pipeline.reference import original_outputs, original_target, output_
 from optkit.runner.open import open_runner, run_batches, run_dataset
 
 CHECK_SAMPLES = 32
-"""Samples each step is checked on (of the search split); the final verdict sees the whole evaluation split."""
+"""Samples each step is checked on, evenly spread over the search split; the final verdict sees all of evaluation."""
 
 CHECK_BYTES = 500_000_000
 """Where the outputs on these samples are larger, only the first batches are looked at: as many as stay below, at least
@@ -42,7 +42,8 @@ class Check:
 def check_split(job: Job) -> Dataset:
     """The few samples that every step is checked on."""
     dataset = job.splits.get("search") or job.splits["evaluation"]
-    return dataset.subset(np.arange(min(CHECK_SAMPLES, dataset.count)), "search")
+    some = np.linspace(0, dataset.count - 1, min(CHECK_SAMPLES, dataset.count))
+    return dataset.subset(some.astype(np.int64), "search")
 
 
 def check_batches(job: Job) -> int:

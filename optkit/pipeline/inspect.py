@@ -145,7 +145,7 @@ def _narrow(layer: Layer) -> str:
 
 def _data_words(passes: Sequence[Pass], data: Gathered) -> str:
     """Which data the passes need, and whether they are there."""
-    needed = dict.fromkeys(split for pass_ in passes for split in pass_.reads() if split != "search")
+    needed = dict.fromkeys(split for pass_ in passes for split in pass_.reads() if split not in ("search", "sample"))
     lacking = [split for split in needed if split not in data.sources]
     if not needed:
         return "; needs no data"

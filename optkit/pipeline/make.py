@@ -144,6 +144,8 @@ def _call(pass_: Pass, before: Model, context: StepContext) -> Outcome:
     except (Exception, SystemExit) as error:  # the libraries below a pass raise anything; the user needs its name
         if isinstance(error, OSError) and disk_full(error):
             raise  # the cache, which gave the folder, says it
+        if isinstance(error, ImportError) and (error.name or "").startswith("optkit"):
+            raise  # optkit itself is torn
         text = next(iter(str(error).strip().splitlines()), "no message")
         raise PassError(
             f"The pass '{context.step}' failed: {type(error).__name__}: {text}",
@@ -184,13 +186,23 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
     if before.form == "torch":
         facts["signature"] = before.signature
     if "search" in pass_.reads():
-        facts["judged"] = (job.limits, job.metric, job.outputs, job.exact)
+        facts["judged"] = (job.limits, job.metric, job.outputs, job.exact, _metric_facts(job))
     if pass_.uses_target:
         facts["target"] = (job.target.provider, tuple(machine().features))
     if pass_.decides_by_time():
         facts["machine"] = fingerprint(job.target) if job.bench else "not timed"
         facts["timed on"] = bench_dataset(job).digest if job.bench else ""
     return key_of(facts)
+
+
+def _metric_facts(job: Job) -> tuple[str, str]:
+    """Digests of the metric's code and of the data it is fitted on."""
+    metric, fit = job.load_metric(), job.splits.get("fit")
+    if metric is None:
+        return "", ""
+    code = getattr(metric.per_sample, "__code__", None)
+    source = Path("" if code is None else code.co_filename)
+    return sha256_files([source]) if source.is_file() else "", "" if fit is None else fit.digest
 
 
 def _source_digest(cls: type[Pass]) -> str:

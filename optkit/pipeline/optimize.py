@@ -201,7 +201,9 @@ def _repaired(records: Sequence[StepRecord]) -> str:
     """What was given back to hold the limits, or is the best that was found, in sentences."""
     repairing = [record for record in records if record.status == "changed" and record.config.get("repair")]
     kept = [each for record in repairing for each in record.decisions if each.kept]
-    return " ".join(f"{each.what.capitalize()}: {each.reason}." for each in kept)
+    names = [each.where for record in repairing for each in record.skipped if each.what.startswith("given back")]
+    listed = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
+    return " ".join(f"{each.what.capitalize()}{listed}: {each.reason}." for each in kept)
 
 
 def _slowest(records: Sequence[StepRecord]) -> str:

@@ -25,7 +25,7 @@ from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_ou
 from optkit.pipeline.isolate import refuse_within_import
 from optkit.pipeline.job import Job
 from optkit.pipeline.probe import probe
-from optkit.pipeline.provable import check_provable, check_search
+from optkit.pipeline.provable import check_provable, check_search, not_proved
 from optkit.pipeline.steps import refuse, skip_by_rule
 from optkit.recipe.recipe import Recipe, Step, absolute, rooted_source
 from optkit.runner.providers import require
@@ -154,7 +154,12 @@ def make_plan(
     if write:
         check_provable(job)
     asked = _as_asked(recipe, job, gathered, options)
-    notes = (*gathered.notes, *_set_aside(job, gathered), *_told(sizes), *(check_notes(job) if write else ()))
+    notes = (
+        *gathered.notes,
+        *_set_aside(job, gathered),
+        *_told(sizes),
+        *(check_notes(job) if write else not_proved(job)),
+    )
     return Plan(job, asked, tuple(steps), out, notes, _beside(opened, options))
 
 

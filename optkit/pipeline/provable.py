@@ -33,6 +33,17 @@ def check_search(job: Job, passes: Iterable[Pass]) -> None:
         )
 
 
+def not_proved(job: Job) -> list[str]:
+    """What a dry run leaves open, as ``check_provable`` runs the original."""
+    return ["whether the samples can prove the limit by: bound shows in the run"] if _by_bound(job) else []
+
+
+def _by_bound(job: Job) -> list[float]:
+    """The budgets that are held by their bound."""
+    stated = (job.limits.metric_drop, job.limits.labelled.metric_drop if job.limits.labelled else None)
+    return [each.max for each in stated if each is not None and each.by == "bound"]
+
+
 def check_provable(job: Job) -> None:
     """A ``by: bound`` budget that the evaluation samples could not prove even if nothing were lost.
 
@@ -42,8 +53,7 @@ def check_provable(job: Job) -> None:
     Raises:
         DataError: it is smaller than the smallest that they could, which the message says.
     """
-    stated = (job.limits.metric_drop, job.limits.labelled.metric_drop if job.limits.labelled else None)
-    budgets = [each.max for each in stated if each is not None and each.by == "bound"]
+    budgets = _by_bound(job)
     metric, data = job.load_metric(), job.splits["evaluation"]
     if not budgets or metric is None or data.groups is not None or not _measurable(metric, data):
         return
@@ -55,8 +65,9 @@ def check_provable(job: Job) -> None:
         raise DataError(
             f"{data.count} evaluation samples cannot prove that {metric_name(metric)} drops by at most {budget:g}: "
             f"the smallest budget that they could is {_up(smallest):g}.",
-            expected=f"{_enough(budget)}, or a limit of at least {_up(smallest):g}",
-            fix="give more evaluation data, raise the limit, or hold it against the drop as measured, with by: point",
+            expected=f"{_enough(budget)}a limit of at least {_up(smallest):g}",
+            fix=f"give more evaluation data{_aside(job)}, raise the limit, "
+            "or hold it against the drop as measured, with by: point",
         )
 
 
@@ -76,7 +87,15 @@ def _lossless(job: Job, metric: Metric, data: Dataset) -> PairedScore:
 
 def _enough(budget: float) -> str:
     """How many samples it would take: with no event in n, the bound of its rate is 1 - 0.05^(1/n)."""
-    return f"at least {ceil(log(0.05) / log(1 - budget))} samples" if 0 < budget < 1 else "a limit above 0"
+    return f"at least {ceil(log(0.05) / log(1 - budget))} samples, or " if 0 < budget < 1 else ""
+
+
+def _aside(job: Job) -> str:
+    """That some of what was given is not among these samples, where it is so."""
+    search, data = job.splits.get("search"), job.splits["evaluation"]
+    if search is None or search.source != data.source:
+        return ""
+    return f" or search data of their own ({search.count} samples are set aside for that)"
 
 
 def _up(value: float) -> float:

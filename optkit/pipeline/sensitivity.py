@@ -42,6 +42,7 @@ def sensitivity(
     recipe: str | Path | Recipe | Pass | Sequence[Pass] | None = None,
     *,
     step: str | None = None,
+    sets: Sequence[str] = (),
     bench: bool = True,
     watch: Progress = silent,
     **options: Unpack[Options],
@@ -55,6 +56,7 @@ def sensitivity(
         model: a path, or an opened Model.
         recipe: as ``optimize`` takes it; None = int8-static for convolutions with calibration data, else int8.
         step: id of the quantizing step; None = the first.
+        sets: ``passes.ID.option=value``, for the recipe that is taken where none is asked for.
         bench: time the float model's nodes, and let passes before the step choose by time.
         watch: called with (what, done, total).
         options: see ``Options``.
@@ -63,7 +65,7 @@ def sensitivity(
         RecipeError: the recipe has no such step, or none that quantizes layer by layer.
         OptkitError: something else given is wrong.
     """
-    chosen, why = (as_recipe(recipe), "") if recipe is not None else _default(model, options)
+    chosen, why = (as_recipe(recipe), "") if recipe is not None else _default(model, sets, options)
     plan = _plan_up_to(model, chosen, step, options)
     with plan.job.cache.running():
         job = replace(plan.job, bench=bench)
@@ -79,16 +81,17 @@ def sensitivity(
     return _facts(plan, last, found, shares, why)
 
 
-def _default(model: str | Path | Model, options: Options) -> tuple[Recipe, str]:
+def _default(model: str | Path | Model, sets: Sequence[str], options: Options) -> tuple[Recipe, str]:
     """The recipe to take, and why."""
     from optkit.passes._ir import load_ir, op_counts
 
     job = _plan_up_to(model, Recipe.load(DYNAMIC), None, options).job
     if not op_counts(load_ir(export(job, job.original).path))["Conv"]:
-        return Recipe.load(DYNAMIC), "the model has no convolutions"
+        return Recipe.load(DYNAMIC, sets), "the model has no convolutions"
     if "calibration" not in job.splits or job.splits["calibration"].synthetic:
-        return Recipe.load(DYNAMIC), f"there are no calibration data for {STATIC}, which suits convolutions better"
-    return Recipe.load(STATIC), "the model has convolutions, and there are calibration data"
+        why = f"there are no calibration data for {STATIC}, which suits convolutions better"
+        return Recipe.load(DYNAMIC, sets), why
+    return Recipe.load(STATIC, sets), "the model has convolutions, and there are calibration data"
 
 
 def _plan_up_to(model: str | Path | Model, recipe: Recipe, step: str | None, options: Options) -> Plan:
@@ -157,7 +160,7 @@ def _details(layered: Layered) -> dict[str, tuple[str, int]]:
     from optkit.passes._ir import load_ir, node_label
 
     nodes = list(load_ir(layered.model.path).graph.all_nodes())
-    named = {node_label(node): node for node in nodes}
+    named = {node_label(node): node for node in reversed(nodes)}  # nodes of branches may share a name
     made = {value.name: node for node in nodes for value in node.outputs}
     found = {label: named.get(label) or made.get(tensor) for label, tensor in layered.layers.items()}
     return {label: ("", 0) if node is None else (node.op_type, _parameters(node)) for label, node in found.items()}

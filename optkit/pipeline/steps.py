@@ -117,7 +117,7 @@ def _required_but_slower(step: Step, slower: str) -> BudgetMissed:
     return BudgetMissed(
         f"The step '{step.id}' is required but {slower}.",
         expected="a result that is not slower than the model before it",
-        fix="add keep: always to have it anyway, or remove required",
+        fix=f"--set passes.{step.id}.keep=always to have it anyway, or required=false in its place to go without it",
     )
 
 

@@ -59,7 +59,7 @@ def explain(detail: ErrorDetails, prefix: KeyPath, cls: type[BaseModel], documen
         return _unknown_key(detail, prefix, cls, document)
     if detail["type"] == "invalid_key" or (loc and loc[-1] == _KEY):
         return _wrong_key(detail, prefix, document)
-    message = detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as in [a, b]")
     given = "" if detail["type"] in ("missing", "value_error") else f" (given: {detail['input']!r})"
     name = ".".join(str(part) for part in loc)
     close = _closest(str(detail["input"]), _choices(detail))

@@ -42,8 +42,8 @@ def others_line(manifest: Manifest) -> str:
     bundled = manifest.output is not None and not is_alone(manifest.output)
     more = "more " if left < len(made) else ""
     return (
-        f"{left} {more}{'choice was' if left == 1 else 'choices were'} not surely faster: "
-        f"{'report.md and --json list' if bundled else '--json lists'} them."
+        f"{left} {more}{'choice' if left == 1 else 'choices'} without a sure speed-up: "
+        f"{'report.md and --json list' if bundled else '--json lists'} {'it' if left == 1 else 'them'}."
     )
 
 

@@ -71,7 +71,7 @@ def output_schema() -> dict[str, Any]:
     schema = Envelope.model_json_schema(by_alias=True, mode="serialization")
     definitions = schema.setdefault("$defs", {})
     for kind in kinds:
-        own = kind.model_json_schema(mode="serialization")
+        own = _nullable(kind.model_json_schema(mode="serialization"))
         definitions.update(own.pop("$defs", {}))
         definitions[kind.__name__] = own
     schema["properties"]["result"] = {
@@ -83,6 +83,16 @@ def output_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "optkit --json, schema 1"
     return schema
+
+
+def _nullable(node: Any) -> Any:
+    """The schema with null wherever a number may stand: that is what ``dump`` makes of infinite ones."""
+    if isinstance(node, list):
+        return [_nullable(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: _nullable(each) for key, each in node.items()}
+    return made | {"type": ["number", "null"]} if node.get("type") == "number" else made
 
 
 def envelope(verb: str, result: Any = None, error: BaseException | None = None) -> dict[str, Any]:

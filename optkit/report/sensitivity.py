@@ -101,7 +101,8 @@ def sensitivity_lines(facts: SensitivityFacts, top: int = TOP) -> Iterator[str]:
     yield from facts.notes
     if facts.quantized is None:
         return
-    yield f"With all {len(facts.layers)} layers quantized ({facts.sentence}):"
+    who = "this layer" if len(facts.layers) == 1 else f"all {len(facts.layers)} layers"
+    yield f"With {who} quantized ({facts.sentence}):"
     yield from map(_metric_line, facts.quantized.metrics)
     yield from limit_lines(facts.quantized)
     yield measured_on(facts.quantized)

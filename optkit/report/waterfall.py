@@ -14,6 +14,8 @@ MARK = (
     "ratio says more than its milliseconds. What has no ~ is from the full measurement."
 )
 
+COSINES = "The cosines of steps are from a few samples of the split search, that of the result from evaluation."
+
 
 def waterfall(manifest: Manifest) -> Table:
     """A row for the original, the baseline, each step and the result. ``~`` marks coarse estimates.
@@ -33,9 +35,10 @@ def waterfall(manifest: Manifest) -> Table:
 
 
 def timing_lines(manifest: Manifest) -> list[str]:
-    """What the marks mean, and the full measurement in a sentence; or that nothing was timed, and why."""
+    """What the columns mean, and the full measurement in a sentence; or that nothing was timed, and why."""
     timing = manifest.timing
-    lines = [MARK] if any("~" in cell for row in waterfall(manifest).rows for cell in row[2:4]) else []
+    lines = [COSINES] if any(step.drift is not None for step in manifest.steps) else []
+    lines += [MARK] if any("~" in cell for row in waterfall(manifest).rows for cell in row[2:4]) else []
     if timing is None:
         return [*lines, f"{manifest.timing_note[:1].upper()}{manifest.timing_note[1:]}."]
     ratio = timing.result

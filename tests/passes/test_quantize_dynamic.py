@@ -227,6 +227,8 @@ def test_old_opsets_are_raised():
     outcome = run_pass(QuantizeDynamic(), model)
     assert outcome.changed == 1
     assert onnx.load(outcome.model.path).opset_import[0].version == 11
+    workdir = outcome.model.path.parent.parent
+    assert [path for path in workdir.rglob("*") if path.is_file()] == [outcome.model.path]
 
 
 def test_an_opset_that_cannot_be_raised_is_one_sentence():

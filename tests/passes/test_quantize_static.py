@@ -209,9 +209,11 @@ def test_poor_calibration_data_are_told():
 
 
 def test_constant_calibration_data_are_told():
-    model = onnx_model("g (float[n,4] x) => (float[n,4] y) { y = MatMul(x, w) }", {"w": np.eye(4, dtype=np.float32)})
-    notes = run_pass(QuantizeStatic(), model, data={"calibration": {"x": np.ones((40, 4), np.float32)}}).notes
-    assert "the calibration data are constant: every activation has one value only" in notes
+    """Activations still have ranges: channels differ, and so do borders."""
+    same, told = np.ones((40, 3, 16, 16), np.float32), "the calibration data are constant: all 40 samples are the same"
+    for data, constant in ((0.5 * same, True), (same * normal(3, 16, 16), True), (normal(40, 3, 16, 16), False)):
+        notes = run_pass(QuantizeStatic(), onnx_model(CNN, WEIGHTS), data={"calibration": {"x": data}}).notes
+        assert any(note.startswith(told) for note in notes) == constant
 
 
 def test_infinite_activations_are_an_error_that_names_the_tensor():
@@ -264,6 +266,8 @@ def test_inputs_beyond_what_calibration_saw_are_told():
     data = {"calibration": DATA, "search": {"x": 3 * FRESH["x"]}}
     notes = layered_of(QuantizeStatic(repair=True), model, data).notes
     assert any(note.startswith("'x' reaches from -") and "on the split search" in note for note in notes)
+    narrow = layered_of(QuantizeStatic(repair=True), model, {**data, "search": {"x": FRESH["x"] / 8}}).notes
+    assert any(note.startswith("'x' reaches from -") and "integers are never used" in note for note in narrow)
     same = layered_of(QuantizeStatic(repair=True), model, {**data, "search": FRESH}).notes
     assert not any("reaches from" in note for note in same)
 

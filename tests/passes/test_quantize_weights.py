@@ -139,6 +139,8 @@ def test_awq_folds_its_scale_and_says_where():
     outcome = run_pass(QuantizeWeights(method="awq"), model, data={"calibration": {"x": spread(500)}})
     assert ops_of(outcome.model) == {"Mul": 1, "com.microsoft.MatMulNBits": 1}
     assert any(note.startswith("awq: layer: exponent") and "into norm" in note for note in outcome.notes)
+    workdir = outcome.model.path.parent.parent
+    assert [path for path in workdir.rglob("*") if path.is_file()] == [outcome.model.path]
 
 
 def test_gptq_tells_what_it_rounds_and_that_data_are_few():

@@ -20,6 +20,7 @@ from optkit.model.machine import machine
 from optkit.model.manifest import Manifest
 from optkit.model.model import Model
 from optkit.model.target import Target
+from optkit.passes.quantize_dynamic import QuantizeDynamic
 from optkit.pipeline import optimize as optimize_module
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.job import Job, outputs_key
@@ -90,6 +91,39 @@ def test_the_key_changes_with_the_data_that_are_read_and_with_no_others(tmp_path
     assert key(with_split("evaluation", 1)) == key(with_split("evaluation", 2)) == key(job)
     one, two = (key(with_split("calibration", seed), toy.Calibrated()) for seed in (1, 2))
     assert one != two
+
+
+METRIC = """
+import numpy as np
+
+
+class Zeros:
+    unit, better = "", "higher"
+
+    def per_sample(self, inputs, outputs, labels):
+        return np.zeros(len(labels))
+"""
+
+
+def test_where_a_pass_judges_the_key_changes_with_limits_metric_its_code_and_what_it_is_fitted_on(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "own.py"
+    source.write_text(METRIC)
+    fits = [MemoryData("fit", arrays(8, seed)) for seed in (1, 2)]
+    job = replace(make_job(tmp_path), metric=f"{source}:Zeros", metric_code=True)
+    repairs = QuantizeDynamic(repair=True)
+    jobs = [
+        job,
+        replace(job, metric="top1"),
+        replace(job, limits=Limits(cosine=0.9)),
+        *(replace(job, splits={**job.splits, "fit": fit}) for fit in fits),
+    ]
+    keys = [step_key(each, repairs, job.original) for each in jobs]
+    source.write_text(METRIC.replace("zeros", "ones"))
+    keys.append(step_key(job, repairs, job.original))
+    assert len(set(keys)) == len(keys)
+    assert len({step_key(each, QuantizeDynamic(), job.original) for each in jobs}) == 1
 
 
 def test_the_key_changes_with_the_provider_only_where_the_pass_says_so(tmp_path: Path) -> None:

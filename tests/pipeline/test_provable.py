@@ -12,7 +12,7 @@ import pytest
 from optkit.errors import DataError
 from optkit.evaluate.limits import Limits
 from optkit.pipeline.job import Job
-from optkit.pipeline.provable import check_provable, check_search
+from optkit.pipeline.provable import check_provable, check_search, not_proved
 from tests.helpers import MemoryData
 from tests.passes._quant.toy_quantizer import Labelled, ToyQuantizer
 from tests.pipeline import toy
@@ -37,12 +37,19 @@ def test_forty_samples_can_prove_what_the_rule_of_three_says(tmp_path: Path) -> 
         check_provable(job_with(tmp_path, "metric_drop={max: 0.07, by: bound}"))
     assert "the smallest budget that they could is 0.073." in error.value.message
     assert error.value.expected == "at least 42 samples, or a limit of at least 0.073"
+    assert "search data of their own (24 samples are set aside for that)" in error.value.fix
     assert 1 - 0.05 ** (1 / 42) <= 0.07 < 1 - 0.05 ** (1 / 41)
 
 
 def test_budgets_below_labelled_count_too(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"drops by at most 0\.01"):
         check_provable(job_with(tmp_path, "labelled.metric_drop={max: 0.01, by: bound}"))
+
+
+def test_no_number_of_samples_proves_that_nothing_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        check_provable(job_with(tmp_path, "metric_drop={max: 0, by: bound}"))
+    assert error.value.expected == "a limit of at least 0.073"
 
 
 def test_what_is_held_against_the_drop_itself_may_be_as_small_as_one_likes(tmp_path: Path) -> None:
@@ -76,3 +83,9 @@ def test_passes_that_choose_by_the_search_data_need_labels_there(tmp_path: Path)
     with pytest.raises(DataError, match="'toy-quantizer' cannot see the limit metric_drop") as error:
         check_search(bare, [ToyQuantizer(), ToyQuantizer(repair=True)])
     assert "--data search=FILE" in error.value.fix
+
+
+def test_a_dry_run_says_that_it_leaves_this_open(tmp_path: Path) -> None:
+    (note,) = not_proved(job_with(tmp_path, "labelled.metric_drop={max: 0.01, by: bound}"))
+    assert "by: bound" in note
+    assert not_proved(job_with(tmp_path, "metric_drop=0.01")) == []

@@ -59,11 +59,11 @@ def test_decisions_of_several_steps_name_theirs_and_those_rolled_back_are_not_in
 def test_only_gains_are_listed_and_the_others_counted_with_their_place() -> None:
     found = decided(("changed", FAMILIES))
     assert [row[0] for row in decisions_table(found, gains=True).rows] == ["attention"]
-    assert others_line(found) == "3 more choices were not surely faster: --json lists them."
+    assert others_line(found) == "3 more choices without a sure speed-up: --json lists them."
     bundle = found.model_copy(update={"output": "out"})
     assert others_line(bundle).endswith(": report.md and --json list them.")
     one = decided(("changed", FAMILIES[2:3]))
-    assert others_line(one) == "1 choice was not surely faster: --json lists them."
+    assert others_line(one) == "1 choice without a sure speed-up: --json lists it."
     assert others_line(decided(("changed", TUNED))) == others_line(manifest()) == ""
 
 

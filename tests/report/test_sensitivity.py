@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from optkit.model.manifest import MetricResult
 from optkit.report.json import dump, output_schema
@@ -79,3 +81,18 @@ def test_infinite_errors_are_told_and_are_valid_json() -> None:
 @pytest.mark.parametrize("field", ["layers", "exclude", "quantized", "measured_on", "why"])
 def test_the_schema_of_the_answer_has_it(field: str) -> None:
     assert field in output_schema()["$defs"]["SensitivityFacts"]["properties"]
+
+
+@pytest.mark.parametrize("error", [0.0, math.inf])
+def test_infinite_figures_are_null_and_the_schema_allows_it(error: float) -> None:
+    exact = layer("a", sqnr_db=math.inf if error == 0 else -math.inf).model_copy(update={"error": error})
+    body = json.loads(dump(facts_of(exact)))
+    assert body["layers"][0]["sqnr_db"] is None and "layers.0.sqnr_db" in body["nonfinite"]
+    schema = output_schema()
+    Draft202012Validator({"$defs": schema["$defs"], "$ref": "#/$defs/SensitivityFacts"}).validate(body)
+
+
+def test_one_layer_is_not_all_layers() -> None:
+    assert any(line.startswith("With this layer quantized") for line in sensitivity_lines(facts_of(layer("a"))))
+    both = sensitivity_lines(facts_of(layer("a"), layer("b")))
+    assert any(line.startswith("With all 2 layers quantized") for line in both)

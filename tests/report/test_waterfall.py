@@ -11,7 +11,7 @@ from rich.console import Console
 from optkit.cli import render
 from optkit.model.manifest import Artifact, Drift, Environment, Manifest, StepRecord, Timing
 from optkit.report.markdown import markdown
-from optkit.report.waterfall import MARK, ms, timing_lines, waterfall
+from optkit.report.waterfall import COSINES, MARK, ms, timing_lines, waterfall
 from tests.report.facts import limit, verdict
 from tests.timing import ratio
 
@@ -121,6 +121,7 @@ def test_a_step_kept_although_slower_says_so() -> None:
 
 def test_the_lines_below_tell_the_interval_the_marks_and_the_cost() -> None:
     assert timing_lines(manifest()) == [
+        COSINES,
         MARK,
         "Result against baseline: faster, 1.60x [1.44, 1.76], 99% interval from 10 interleaved blocks in 3 launches.",
         "Timed on real, 2 threads; timing took 12 s.",
@@ -133,7 +134,7 @@ def test_not_timed_is_said_everywhere() -> None:
     found = untimed()
     cells = rows(found)
     assert [cells[name][1] for name in ("original", "export", "fuse", "cut", "result")] == ["not timed"] * 5
-    assert timing_lines(found) == ["Not timed: --no-bench."]
+    assert timing_lines(found) == [COSINES, "Not timed: --no-bench."]
     report = markdown(found)
     assert report.count("not timed") == 5 and "Not timed: --no-bench." in report and "~" not in report
 

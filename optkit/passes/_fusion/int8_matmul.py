@@ -65,7 +65,8 @@ def _rewrite(addition: ir.Node, product: ir.Node, bias: ir.Value) -> None:
     _check(data, weights, constant(bias))
     quantized = [_inputs(data), _inputs(weights)]
     inputs = [each[position] for position in range(3) for each in quantized]
-    made = ir.node("MatMulIntegerToFloat", [*inputs, bias], domain="com.microsoft", name=f"{product.name}_int8")
+    name = f"{product.name or addition.outputs[0].name}_int8"
+    made = ir.node("MatMulIntegerToFloat", [*inputs, bias], domain="com.microsoft", name=name)
     made.outputs[0].type, made.outputs[0].shape = addition.outputs[0].type, addition.outputs[0].shape
     old = [addition, product]
     ir.convenience.replace_nodes_and_values(addition.graph, addition, old, [made], addition.outputs, made.outputs)
@@ -78,21 +79,25 @@ def _check(data: ir.Node, weights: ir.Node, bias: np.ndarray | None) -> None:
     width = matrix.shape[1]
     if bias is None or bias.shape != (width,) or bias.dtype != np.float32:
         raise _Refusal("what is added to it is no constant float32 bias")
-    if not all(_is_byte(node) for node in (data, weights)):
+    kinds = [_byte(node) for node in (data, weights)]
+    if None in kinds:
         raise _Refusal("its integers have more than 8 bits, or fewer")
+    if kinds == ["INT8", "UINT8"]:
+        raise _Refusal("no kernel multiplies int8 data by uint8 weights")
     if scale is None or scale.size != 1:
         raise _Refusal("its data have more than one scale, or a computed one")
     if scales.size != 1 and (scales.shape != (width,) or weights.attributes.get_int("axis", 1) not in (1, -1)):
         raise _Refusal("the scales of its weights are not one for each column")
 
 
-def _is_byte(node: ir.Node) -> bool:
-    """Whether it dequantizes int8 or uint8 to float32; the type is the zero point's where there is one."""
+def _byte(node: ir.Node) -> str | None:
+    """INT8 or UINT8 where it dequantizes that to float32, else None; the zero point has the type where there is one."""
     import onnx_ir as ir
 
     quantized, _, zero = _inputs(node)
     kind = next((each.dtype for each in (zero, quantized) if each is not None and each.dtype is not None), None)
-    return kind in (ir.DataType.INT8, ir.DataType.UINT8) and node.inputs[1].dtype in (None, ir.DataType.FLOAT)
+    known = kind in (ir.DataType.INT8, ir.DataType.UINT8) and node.inputs[1].dtype in (None, ir.DataType.FLOAT)
+    return kind.name if kind is not None and known else None
 
 
 def _inputs(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, ir.Value | None]:

@@ -34,7 +34,7 @@ NO_KERNEL = {("", "GRU"), ("", "RNN")}
 OPSET = 11
 """Where DynamicQuantizeLinear begins."""
 BATCH_NOTE = (
-    "a sample's answer now depends a little on its batch: activations get one scale per tensor at run time"
+    "a sample's answer now depends on its batch: activations get one scale per tensor at run time"
     " (optkit check --batch-invariance measures it)"
 )
 INT8 = "int8"

@@ -133,7 +133,7 @@ class Flow:
 
 def _taken(node: ir.Node) -> Sequence[ir.Value | None]:
     """The inputs that are to be quantized, where they are activations."""
-    return node.inputs if node.op_type in OPERANDS else node.inputs[:1]
+    return list(node.inputs) if node.op_type in OPERANDS else list(node.inputs[:1])
 
 
 def _producer(node: ir.Node) -> ir.Node | None:

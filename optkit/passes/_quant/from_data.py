@@ -52,7 +52,7 @@ def scaled(model: Model, graph: ir.Model, sites: Sequence[Site], grid: Grid, ctx
         done = scale_groups([chosen[name] for name in known], known, grid)
         notes += [f"awq: {where}: {what}" for where, what in done]
         changed = changed or bool(done)
-    return notes, changed
+    return (notes if changed else [*notes, "awq: no layer gains by a scale, so that it is as rtn"]), changed
 
 
 def _measured(model: Model, widths: Mapping[str, int], ctx: Context, notes: list[str]) -> Iterator[dict[str, Moments]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.errors import PassError
 from optkit.passes._quant.nbits import Blocks, Floats, Grid
 
 LAZY = 32
@@ -64,12 +65,24 @@ def inverse_factor(hessian: NDArray[Any], damping: float) -> Floats:
 
     With J turning the order around, ``J H J = L L^T`` gives ``H = R R^T`` for the upper ``R = J L J``, and
     ``U = R^-1``: one factorization instead of two with an inversion between.
+
+    Raises:
+        PassError: H is infinite, or so flat that the damping does not make it invertible.
     """
     matrix = np.array(hessian[::-1, ::-1], np.float64)
     diagonal = np.einsum("ii->i", matrix)
     mean = diagonal.mean() or 1.0
     diagonal += damping * mean
-    turned = np.asarray(np.linalg.cholesky(matrix)[::-1, ::-1], np.float64)
+    try:
+        turned = np.asarray(np.linalg.cholesky(matrix)[::-1, ::-1], np.float64)
+    except np.linalg.LinAlgError:
+        turned = np.full_like(matrix, np.nan)
+    if not np.isfinite(turned).all():
+        raise PassError(
+            f"The calibration data of a layer of {len(matrix)} inputs are too much alike, or too large, for gptq.",
+            expected="second moments that can be inverted",
+            fix="calibrate on more samples, raise damping, or use another method",
+        )
     return _inverse(turned).astype(np.float32)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from optkit.passes._ir import add_constant, constant, node_label
 from optkit.passes._quant.folding import Fold, find_fold, set_weight_matrix, weight_matrix
 from optkit.passes._quant.integer import Refusal
-from optkit.passes._quant.rows import Floats
+from optkit.passes._quant.stream import Floats
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -72,7 +72,7 @@ class Weights:
         if bias is None:
             return LayerWeights(integers, scale, axis, None, np.asarray(products * scale, np.float32))
         # A bias far above its channel's products needs a coarser scale to fit into 32 bits.
-        least = np.asarray(np.abs(bias).max() if axis is None else np.abs(bias)) / (products * INT32 / 2)
+        least = np.asarray(np.abs(bias).max() if axis is None else np.abs(bias)) / (abs(products) * INT32 / 2)
         if (scale < least).any():
             coarse = np.maximum(scale, least).astype(np.float32)
             integers = np.rint(integers * _along(scale / coarse, axis, integers.ndim)).astype(np.int8)

@@ -73,7 +73,7 @@ class Quantizer(Pass):
 
     exclude: tuple[NodePattern, ...] = ()
     """Nodes to leave in float: names, or regular expressions that match a whole name."""
-    repair: bool | Literal["labelled"] = False
+    repair: Literal[False, True, "labelled"] = False
     """Hold the accuracy limits: where the fully quantized model misses them on the split search, the layers that cost
     most are given back to a higher precision until it does not. labelled = only where these data have labels."""
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optkit.errors import PassError
-from optkit.passes._quant.nbits import Floats
+from optkit.passes._quant.stream import Floats, stream
 
 if TYPE_CHECKING:
     from optkit.data.dataset import Dataset
@@ -70,14 +68,12 @@ def measure(model: Model, widths: Mapping[str, int], ctx: Context, data: Dataset
         data: calibration samples.
 
     Raises:
-        PassError: a tensor becomes infinite or NaN.
+        DataError, PassError: a tensor is infinite or NaN.
     """
     found = {name: Moments.of(width) for name, width in widths.items()}
-    for done, arrays in enumerate(ctx.run(model, data, outputs=list(widths)), start=1):
-        for name, moments in found.items():
-            moments.add(arrays[name].astype(np.float32, copy=False))
-        ctx.progress(done, max(done, math.ceil(data.count / data.batch)))
-    _check_finite(found)
+    for arrays in stream(model, list(widths), ctx, data):
+        for name, values in arrays.items():
+            found[name].add(values)
     return found
 
 
@@ -91,13 +87,3 @@ def few(moments: Sequence[Moments]) -> str:
         f"only {worst.rows} rows of calibration data (samples x positions) for a layer of {len(worst.size)} inputs: "
         f"at least as many are needed, and 10 times as many are usual"
     )
-
-
-def _check_finite(found: Mapping[str, Moments]) -> None:
-    for name, moments in found.items():
-        if not np.isfinite(moments.size).all():
-            raise PassError(
-                f"The tensor '{name}' becomes infinite or NaN on the calibration data.",
-                expected="finite activations",
-                fix="check the calibration data, or leave the layers that read it out with 'exclude'",
-            )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Writer:
     """Puts quantized weights into one graph, each matrix once."""
 
     graph: ir.Graph
-    """The main graph, which keeps the constants."""
+    """The main graph, which keeps the constants of onnxruntime's own operators."""
     standard: bool
     """Standard operators instead of onnxruntime's own."""
     accuracy_level: int
@@ -60,7 +61,7 @@ class Writer:
         if self.standard:
             replace(node, self._gathered(node, name, site, blocks))
             return f"Gather -> Gather, DequantizeLinear, {_told(blocks)}"
-        shared = (site.key, blocks.grid, "codes") in self.made and node.inputs[1].shape is not None
+        shared = (site.key, blocks.grid, "codes", self.graph) in self.made and node.inputs[1].shape is not None
         replace(node, (self._gather_shared if shared else self._gather_own)(node, name, site, blocks))
         return f"Gather -> GatherBlockQuantized, {_told(blocks)}{', shared with a linear layer' if shared else ''}"
 
@@ -104,12 +105,13 @@ class Writer:
         return [scales, rows, whole, _node("Slice", [whole.outputs[0], *ends, axis], f"{name}_cut")]
 
     def _dequantized(self, node: ir.Node, name: str, site: Site, blocks: Blocks, factor: np.float32) -> list[ir.Node]:
+        made = partial(self._constant, site, blocks, home=node.graph)  # onnxruntime seeks them nowhere else
         inputs = [
-            self._constant(site, blocks, "columns", lambda: _typed(blocks.codes().T, blocks)),
-            self._constant(site, blocks, f"scale columns {factor}", lambda: blocks.scales.T * factor),
+            made("columns", lambda: _typed(blocks.codes().T, blocks)),
+            made(f"scale columns {factor}", lambda: blocks.scales.T * factor),
         ]
         if not blocks.grid.symmetric:
-            inputs.append(self._constant(site, blocks, "zero columns", lambda: _typed(blocks.zeros.T, blocks)))
+            inputs.append(made("zero columns", lambda: _typed(blocks.zeros.T, blocks)))
         matrix = _node("DequantizeLinear", inputs, f"{name}_dq", {"axis": 0, "block_size": blocks.grid.block})
         return [matrix, _node("MatMul", [node.inputs[0], matrix.outputs[0]], f"{name}_product")]
 
@@ -131,11 +133,13 @@ class Writer:
         """[rows, blocks]."""
         return self._constant(site, blocks, f"scales {factor}", lambda: blocks.scales * factor)
 
-    def _constant(self, site: Site, blocks: Blocks, what: str, make: Any) -> ir.Value:
-        key = (site.key, blocks.grid, what)
+    def _constant(self, site: Site, blocks: Blocks, what: str, make: Any, home: Any = None) -> ir.Value:
+        """In the graph ``home``, None = the main one."""
+        graph = self.graph if home is None else home
+        key = (site.key, blocks.grid, what, graph)
         if key not in self.made:
             name = f"{site.source.name}_{what.split(maxsplit=1)[0]}_{blocks.grid.bits}bit"
-            self.made[key] = new_initializer(self.graph, name, np.ascontiguousarray(make()))
+            self.made[key] = new_initializer(graph, name, np.ascontiguousarray(make()))
         return self.made[key]
 
 
@@ -149,7 +153,9 @@ def scaled_biases(model: ir.Model) -> None:
         beta, bias = float(node.attributes.get_float("beta", 1.0)), constant(node.inputs[2])
         if beta != 1.0 and bias is not None and node.inputs[2] is not None:
             name = f"{node.inputs[2].name}_scaled"
-            node.replace_input_with(2, new_initializer(model.graph, name, (bias * beta).astype(bias.dtype)))
+            node.replace_input_with(
+                2, new_initializer(model.graph, name, np.asarray(bias * np.asarray(beta, bias.dtype)))
+            )
             node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
 
 

@@ -109,6 +109,8 @@ def _gemm_refusal(node: ir.Node) -> str:
     by_rows = bias is not None and any(size > 1 for size in bias.shape[:-1])
     if by_rows or (bias is not None and node.attributes.get_float("beta", 1.0) != 1.0):
         return "its bias differs from row to row, or is scaled"
+    if node.attributes.get_float("alpha", 1.0) == 0:
+        return "its products are multiplied by 0 (alpha)"
     return "its data are transposed (transA)" if node.attributes.get_int("transA", 0) else _weights_refusal(node)
 
 

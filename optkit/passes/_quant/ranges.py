@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optkit.errors import DataError, PassError
 from optkit.passes._quant.calibrators import Bounds, Floats, Range
+from optkit.passes._quant.stream import stream
 
 if TYPE_CHECKING:
-    from optkit.data.dataset import Array, Arrays, Dataset
+    from optkit.data.dataset import Dataset
     from optkit.model.model import Model
     from optkit.passes._base import Context
 
@@ -98,15 +97,11 @@ def measure(
     watches: dict[str, _Watch] = {}
     inputs = {spec.name for spec in model.signature.inputs}
     groups = _groups(model, [name for name in tensors if name not in inputs], ctx, data)
-    total = len(groups) * math.ceil(data.count / data.batch)
-    runs = (run for group in groups for run in _runs(model, group, ctx, data, inputs=group is groups[0]))
-    for done, (arrays, first) in enumerate(runs, start=1):
-        for name, values in arrays.items():
-            if name in tensors and values.dtype == np.float32 and values.size:
-                _check_finite(name, values, first, name in inputs)
-                watch = watches.setdefault(name, _Watch(make(), tensors[name]))
-                watch.update(values.astype(np.float32, copy=False))
-        ctx.progress(done, max(done, total))
+    groups[0] += [name for name in tensors if name in inputs]
+    for run, group in enumerate(groups):
+        for arrays in stream(model, group, ctx, data, run=run, runs=len(groups)):
+            for name, values in arrays.items():
+                watches.setdefault(name, _Watch(make(), tensors[name])).update(values)
     return {name: watch.found() for name, watch in watches.items()}
 
 
@@ -127,39 +122,3 @@ def _groups(model: Model, inner: list[str], ctx: Context, data: Dataset) -> list
             room = MEMORY - sizes[name]
         groups[-1].append(name)
     return groups
-
-
-def _runs(
-    model: Model, inner: list[str], ctx: Context, data: Dataset, *, inputs: bool
-) -> Iterator[tuple[Mapping[str, Array], int]]:
-    """Batch by batch, without padding rows: inner tensors and, where asked for, inputs; number of the first sample."""
-    axes = model.signature.batch_axes()
-    results: Iterator[Arrays] = ctx.run(model, data, outputs=inner) if inner else iter(dict, None)
-    first = 0
-    for batch, found in zip(data.batches(), results, strict=False):
-        given = batch.inputs if inputs else {}
-        yield {name: _trim(array, axes.get(name), batch.size) for name, array in given.items()} | found, first
-        first += batch.size
-
-
-def _trim(array: Array, axis: int | None, size: int) -> Array:
-    return array if axis is None else array[(slice(None),) * axis + (slice(size),)]
-
-
-def _check_finite(name: str, values: Array, first: int, given: bool) -> None:
-    finite = np.isfinite(values)
-    if finite.all():
-        return
-    if given:
-        row = int(np.argwhere(~finite)[0][0]) if values.ndim else 0
-        raise DataError(
-            f"The calibration data are infinite or NaN in input '{name}', first in sample {first + row}.",
-            expected="finite numbers",
-            fix="leave this sample out, or mend how it is made",
-        )
-    raise PassError(
-        f"The tensor '{name}' becomes infinite or NaN on the calibration data, so it has no range to quantize"
-        f" (in the batch that begins with sample {first}).",
-        expected="finite activations",
-        fix="check the calibration data, or leave the nodes around this tensor out with 'exclude'",
-    )

@@ -13,8 +13,8 @@ import numpy as np
 from optkit.passes._quant.layered import FLOAT, Layered, discard
 
 if TYPE_CHECKING:
-    from optkit.data.dataset import Array, Arrays, Dataset
-    from optkit.model.manifest import Verdict
+    from optkit.data.dataset import Dataset
+    from optkit.model.manifest import OutputFidelity, Verdict
     from optkit.model.model import Model
     from optkit.passes._base import Context
 
@@ -23,8 +23,6 @@ TRIAL_BYTES, LEAST_TRIALS = 4e9, 24
 rule by sizes and not by the clock, so that the ranking is the same each time."""
 SAMPLES = 32
 """Of the split search, evenly spread, that each trial runs on."""
-KEPT_BYTES = 2**28
-"""Of the float model's outputs on them; of larger ones only the first batches count, at least one."""
 
 Labels = tuple[str, ...]
 
@@ -98,13 +96,12 @@ def rank(layered: Layered, ctx: Context, full: Model, *, judged: Verdict | None 
 
 
 class _Trials:
-    """Groups of layers that are quantized alone, against the float model's outputs."""
+    """Groups of layers that are quantized alone, against the original's outputs."""
 
     def __init__(self, layered: Layered, ctx: Context, data: Dataset, drops: bool) -> None:
         self._layered, self._ctx, self._drops = layered, ctx, drops
         count = min(SAMPLES, data.count)
         self._data = data.subset(np.linspace(0, data.count - 1, count).astype(np.int64), data.split)
-        self._expected = list(_up_to(ctx.run(layered.model, self._data), KEPT_BYTES))
 
     def effects(self, trials: int) -> Iterator[Effect]:
         """Of every layer, after so many trials."""
@@ -124,12 +121,9 @@ class _Trials:
         """Error of the worst output, and the drop of the metric."""
         self._ctx.progress(done, total)
         built = self._layered.build({other: FLOAT for other in self._layered.layers if other not in group})
-        sums: dict[str, Powers] = {}
-        for before, after in zip(self._expected, self._ctx.run(built.model, self._data), strict=False):
-            add_up(sums, before, after)
-        metrics = self._ctx.judge(built.model).metrics if self._drops else ()
+        verdict = self._ctx.judge(built.model, None if self._drops else self._data)
         discard(built, self._ctx.workdir)
-        return max((each.error for each in sums.values()), default=0.0), metrics[0].drop if metrics else None
+        return _error(verdict), verdict.metrics[0].drop if self._drops and verdict.metrics else None
 
 
 def _parts(labels: Labels, count: int) -> Iterator[Labels]:
@@ -143,45 +137,12 @@ def _worst(found: Mapping[Labels, tuple[float, float | None]]) -> Labels | None:
     return max((group for group in found if len(group) > 1), key=lambda group: found[group][0], default=None)
 
 
-def _up_to(runs: Iterator[Arrays], limit: int) -> Iterator[Arrays]:
-    """The first ones, until they hold so many bytes."""
-    held = 0
-    for outputs in runs:
-        yield outputs
-        held += sum(array.nbytes for array in outputs.values())
-        if held >= limit:
-            return
+def _error(verdict: Verdict) -> float:
+    """As in ``Effect``, of the outputs as the verdict takes them: masked and pooled."""
+    return math.inf if verdict.problems else max(map(_error_of, verdict.outputs), default=0.0)
 
 
-def add_up(sums: dict[str, Powers], before: Arrays, after: Arrays) -> None:
-    """One batch of outputs more."""
-    for name in before.keys() & after.keys():
-        sums.setdefault(name, Powers()).add(before[name], after[name])
-
-
-@dataclass
-class Powers:
-    """Of one output: sums over all its values so far."""
-
-    signal: float = 0.0
-    noise: float = 0.0
-
-    def add(self, before: Array, after: Array) -> None:
-        """Some values more, of any equal shape."""
-        if before.dtype.kind != "f":
-            self.signal += before.size
-            self.noise += float(np.count_nonzero(before != after))
-            return
-        finite = np.isfinite(before)
-        if not np.array_equal(finite, np.isfinite(after)):
-            self.noise = math.inf
-        signal, result = (np.where(finite, array, 0).astype(np.float64, copy=False) for array in (before, after))
-        self.signal += float(np.vdot(signal, signal))
-        self.noise += float(np.vdot(result - signal, result - signal))
-
-    @property
-    def error(self) -> float:
-        """As in ``Effect``."""
-        if self.noise == 0:
-            return 0.0
-        return math.sqrt(self.noise / self.signal) if self.signal and math.isfinite(self.noise) else math.inf
+def _error_of(output: OutputFidelity) -> float:
+    if output.sqnr_db is not None:
+        return float(10.0 ** (-output.sqnr_db / 20))
+    return math.sqrt(1 - output.equal) if output.equal is not None else 0.0

@@ -84,7 +84,7 @@ def _fewest(trials: Trials, ranking: Sequence[Effect], rung: str) -> Levels | No
 
     most = len(ranking) - (rung == FLOAT)
     count = smallest(lambda count: trials.holds(first(count)), most)
-    return first(count) if count else None
+    return first(count) if count and first(count) not in trials.idle else None
 
 
 def smallest(holds: Callable[[int], bool], most: int) -> int:
@@ -126,5 +126,6 @@ def _price(ratio: Ratio) -> str:
     """What giving back costs, in words; the ratio is that to the model with all layers quantized."""
     cost = ratio.candidate_ms - ratio.baseline_ms
     if ratio.low <= 1 <= ratio.high:
-        return f"as fast as with all layers quantized, as far as can be told ({cost:+.2g} ms a call)"
+        interval = f"{ratio.low:.2f} to {ratio.high:.2f}x"
+        return f"whether it is slower than with all layers quantized cannot be told ({interval})"
     return f"{'costs' if cost > 0 else 'saves'} {abs(cost):.2g} ms a call against all layers quantized"

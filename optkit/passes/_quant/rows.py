@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.errors import PassError
+from optkit.passes._quant.stream import Floats, stream
 
 if TYPE_CHECKING:
     from optkit.data.dataset import Dataset
     from optkit.model.model import Model
     from optkit.passes._base import Context
 
-Floats = NDArray[np.float32]
 CALLS = 32
 """Batches whose ranges stand for those of single calls."""
 
@@ -90,27 +89,11 @@ def measure(model: Model, tensors: Sequence[str], ctx: Context, data: Dataset, r
         What is known of those that are float32.
 
     Raises:
-        PassError: a tensor becomes infinite or NaN.
+        DataError, PassError: a tensor is infinite or NaN.
     """
     batches = math.ceil(data.count / data.batch)
     samplers: dict[str, RowSampler] = {}
-    for done, arrays in enumerate(ctx.run(model, data, outputs=tensors), start=1):
-        for name in tensors:
-            if arrays[name].dtype == np.float32 and arrays[name].size:
-                samplers.setdefault(name, RowSampler(batches, rows=rows)).update(
-                    arrays[name].astype(np.float32, copy=False)
-                )
-        ctx.progress(done, max(done, batches))
-    found = {name: sampler.channels() for name, sampler in samplers.items()}
-    for name, channels in found.items():
-        _check_finite(name, channels)
-    return found
-
-
-def _check_finite(name: str, channels: Channels) -> None:
-    if not np.isfinite(channels.peaks()).all():
-        raise PassError(
-            f"The tensor '{name}' becomes infinite or NaN on the calibration data, so it has no scale.",
-            expected="finite activations",
-            fix="check the calibration data and the model's weights",
-        )
+    for arrays in stream(model, tensors, ctx, data):
+        for name, values in arrays.items():
+            samplers.setdefault(name, RowSampler(batches, rows=rows)).update(values)
+    return {name: sampler.channels() for name, sampler in samplers.items()}

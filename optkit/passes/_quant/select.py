@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -53,13 +54,22 @@ def nothing(sought: str, skipped: Sequence[tuple[str, str]], found: Counter[str]
     if already := already_quantized(found):
         return f"nothing to quantize: {sought}; {already}"
     operators = ", ".join(f"{count} {kind}" for kind, count in found.most_common(12))
+    return f"nothing to quantize: {sought}; the model has {operators or 'no nodes'}{commonest(skipped)}"
+
+
+def commonest(skipped: Sequence[tuple[str, str]]) -> str:
+    """The end of a sentence: why most of ``skipped`` were left, if there are any."""
     reasons = Counter(reason for _, reason in skipped).most_common(1)
-    told = "".join(f"; {count} were looked at and left: {reason}" for reason, count in reasons)
-    return f"nothing to quantize: {sought}; the model has {operators or 'no nodes'}{told}"
+    return "".join(f"; {count} were looked at and left: {reason}" for reason, count in reasons)
 
 
 def unused(patterns: Iterable[str], names: Iterable[str], option: str = "exclude") -> list[str]:
     """A sentence for every pattern of ``option`` that fits no node, which is a typo more often than not."""
     known = list(names)
     idle = [pattern for pattern in patterns if not any(excluded(name, [pattern]) for name in known)]
-    return [f"{option} '{pattern}' matches no node" for pattern in idle]
+    return [f"{option} '{pattern}' matches no node{_meant(pattern, known)}" for pattern in idle]
+
+
+def _meant(pattern: str, known: Sequence[str]) -> str:
+    close = get_close_matches(pattern, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -6,6 +6,8 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from optkit.passes._ir import constant, node_label
 from optkit.passes._quant.integer import Refusal, float_weights
 from optkit.passes._quant.linear import read_layer

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.passes._quant.rows import Channels, Floats
+from optkit.passes._quant.rows import Channels
+from optkit.passes._quant.stream import Floats
 from optkit.passes._quant.weights import quantize_weights
 
 LEVELS = 255

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FEW_SAMPLES = 32
 WIDER = 1.5
 """Times the span of calibration that inputs may reach over before it is told."""
+COARSER = 4
+"""Times the span of inputs that calibration may reach over before it is told: extremes are rare."""
 
 
 def tensors_of(graph: ir.Graph, candidates: Collection[str], chosen: Collection[str]) -> dict[str, int | None]:
@@ -110,7 +112,7 @@ def rungs(build: Builder, ctx: Context) -> list[str]:
     return [first, *(others if ctx.may_time or ctx.target.provider != "cpu" else [])]
 
 
-def data_notes(data: Dataset, found: Activations) -> Iterator[str]:
+def data_notes(data: Dataset) -> Iterator[str]:
     """What is poor about the calibration data."""
     if data.count < FEW_SAMPLES:
         yield (
@@ -138,13 +140,18 @@ def _constant(data: Dataset) -> bool:
 
 
 def strangers(data: Dataset, found: Activations) -> Iterator[str]:
-    """Inputs that reach much further in ``data`` than calibration saw."""
+    """Inputs that reach much further in ``data`` than calibration saw, or much less far."""
     for name, (low, high) in ({} if data.synthetic else _extremes(data, found)).items():
         least, top = found[name].seen
         if max(high, top) - min(low, least) > WIDER * (top - least):
             yield (
                 f"'{name}' reaches from {low:.4g} to {high:.4g} on the split {data.split}, but only from {least:.4g} to"
                 f" {top:.4g} in calibration: what lies beyond is cut off; calibrate on data like those to come"
+            )
+        elif top - least > COARSER * (high - low):
+            yield (
+                f"'{name}' reaches from {low:.4g} to {high:.4g} on the split {data.split}, but from {least:.4g} to"
+                f" {top:.4g} in calibration: most of its integers are never used; calibrate on data like those to come"
             )
 
 

@@ -19,6 +19,8 @@ WHOLE = np.random.default_rng(2).integers(-127, 128, (8, 4))
 HELD: dict[str, Any] = {
     "xs": np.float32(0.03),
     "xz": np.uint8(117),
+    "xz8": np.int8(-11),
+    "U": (WHOLE + 128).astype(np.uint8),
     "W": WHOLE.astype(np.int8),
     "ws": np.linspace(0.001, 0.004, 4, dtype=np.float32),
     "wz": np.zeros(4, np.int8),
@@ -84,6 +86,10 @@ def test_two_products_share_their_data() -> None:
         (
             f"{DATA} w = Identity(W) wd = DequantizeLinear<axis = 1>(w, ws, wz) m = MatMul(xd, wd) y = Add(m, b)",
             "its weights are computed, or no matrix",
+        ),
+        (
+            f"{DATA.replace('xz', 'xz8')} wd = DequantizeLinear(U, one) m = MatMul(xd, wd) y = Add(m, b)",
+            "no kernel multiplies int8 data by uint8 weights",
         ),
     ],
 )

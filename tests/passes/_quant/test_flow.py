@@ -5,7 +5,8 @@ import onnx_ir as ir
 from optkit.passes._quant.flow import Flow, candidates
 from optkit.passes._quant.layered import FLOAT
 from optkit.passes._quant.operators import CONVOLUTIONAL, LINEAR, auto_ops
-from tests.helpers import normal, onnx_model
+from optkit.passes.quantize_static import QuantizeStatic
+from tests.helpers import normal, onnx_model, run_pass
 from tests.passes._quant.static_layers import WEIGHTS, cnn
 
 W = {"w": normal(4, 4, 1, 1), "v": normal(4, 4, 1, 1)}
@@ -57,6 +58,17 @@ def test_a_small_factor_in_float_does_not_keep_a_product_out() -> None:
     text = "a = Conv(x, w) g = GlobalAveragePool(a) h = HardSigmoid(g) m = Mul(a, h) y = Conv(m, v)"
     assert "m" in held_of(flow_of(text, {"g": 4, "h": 4}))
     assert "m" not in held_of(flow_of(text))
+
+
+def test_it_does_not_matter_which_operand_is_constant() -> None:
+    data = {"x": normal(40, 4, 6, 6)}
+    weights = {"w": normal(4, 4, 1, 1), "v": normal(4, 4, 1, 1, seed=1), "c": normal(4, 1, 1), "d": normal(4, 1, 1)}
+    for product, total in (("Mul(a, c)", "Add(p, d)"), ("Mul(c, a)", "Add(d, p)")):
+        text = (
+            f"g (float[n,4,6,6] x) => (float[n,4,6,6] y) {{ a = Conv(x, w) p = {product} s = {total} y = Conv(s, v) }}"
+        )
+        outcome = run_pass(QuantizeStatic(), onnx_model(text, weights), data={"calibration": data})
+        assert [name for name, _ in outcome.changes] == ["Conv_a", "Mul_p", "Add_s", "Conv_y"]
 
 
 def test_forced_nodes_are_taken_whatever_it_costs() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from optkit.errors import PassError
 from optkit.passes._quant.gptq import Compensation, gptq, inverse_factor
 from optkit.passes._quant.moments import Moments, few, grouped
 from optkit.passes._quant.nbits import Grid
@@ -74,3 +75,12 @@ def test_moments_do_not_depend_on_batches():
 def test_groups_keep_to_the_bound():
     widths = {"a": 10, "b": 10, "c": 30, "d": 10}
     assert list(grouped(widths, 800)) == [["a", "b"], ["c"], ["d"]]
+
+
+@pytest.mark.parametrize(
+    ("hessian", "damping"),
+    [(-np.eye(8), 1e-9), (np.full((8, 8), np.inf), 0.01), (np.full((8, 8), np.nan), 0.01)],
+)
+def test_moments_that_cannot_be_inverted_are_an_error(hessian, damping):
+    with pytest.raises(PassError, match="layer of 8 inputs are too much alike, or too large"):
+        inverse_factor(hessian, damping)

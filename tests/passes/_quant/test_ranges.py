@@ -43,7 +43,7 @@ def test_another_choice_of_nodes_does_not_calibrate_again(monkeypatch: Any) -> N
     job = Job(
         original=model,
         target=Target(threads=1),
-        splits={"calibration": MemoryData("calibration", X)},
+        splits={split: MemoryData(split, X) for split in ("calibration", "evaluation")},
         limits=Limits(),
         exact=False,
         cache=Cache(fresh_dir()),

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from optkit.data.dataset import Arrays
+from optkit.data.dataset import Dataset
 from optkit.evaluate.limits import Limits
+from optkit.model.manifest import OutputFidelity, Verdict
+from optkit.model.model import Model
 from optkit.passes._quant import ranking
 from optkit.passes._quant.layered import Built, Layered
 from optkit.passes._quant.ranking import Effect, rank, trials_of
-from optkit.pipeline.context import StepContext
 from tests.passes._quant.toy_quantizer import BAD, NAMES, SLIGHT, ToyQuantizer, Watched, chain, context, labelled
 
 
@@ -78,24 +78,6 @@ def test_groups_are_halved_until_the_worst_layers_stand_alone(monkeypatch: pytes
     assert effects[0].share == pytest.approx(effects[0].error / np.sqrt(2))
 
 
-def test_of_large_outputs_only_the_first_batches_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    ctx, layered = prepared()
-    whole = {each.label: each.error for each in rank(layered, ctx, layered.build({}).model)}
-    seen: list[int] = []
-
-    def run(*asked: Any) -> Iterator[Arrays]:
-        for outputs in StepContext.run(ctx, *asked):
-            seen.append(len(outputs["y"]))
-            yield outputs
-
-    ctx, layered = prepared()
-    monkeypatch.setattr(Watched, "run", lambda _, *asked: run(*asked))
-    monkeypatch.setattr(ranking, "KEPT_BYTES", 1)
-    first = {each.label: each.error for each in rank(layered, ctx, layered.build({}).model)}
-    assert seen == [8] * 7  # one batch of the float model, and of each trial
-    assert first == pytest.approx(whole, rel=0.3) and first != whole
-
-
 def test_the_drop_of_the_metric_is_measured_for_each_layer_where_it_is_asked_for() -> None:
     ctx = context(chain(), limits=Limits(), splits=labelled(48), metric="top1", metric_code=True)
     layered = ToyQuantizer(repair=True).layered(ctx.original, ctx)
@@ -106,22 +88,32 @@ def test_the_drop_of_the_metric_is_measured_for_each_layer_where_it_is_asked_for
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "error"),
+    ("facts", "error"),
     [
-        ([3.0, 4.0], [3.0, 4.0], 0.0),
-        ([3.0, 4.0], [3.0, 3.0], 0.2),
-        ([0.0, 0.0], [0.0, 0.0], 0.0),
-        ([0.0, 0.0], [0.0, 1.0], math.inf),
-        ([3.0, math.inf, 4.0], [3.0, math.inf, 3.0], 0.2),
-        ([3.0, 4.0], [3.0, math.nan], math.inf),
-        ([1, 2, 3, 4], [1, 2, 3, 5], 0.5),
+        ({"sqnr_db": 20.0}, 0.1),
+        ({"sqnr_db": math.inf}, 0.0),
+        ({"sqnr_db": -math.inf}, math.inf),
+        ({"equal": 0.75}, 0.5),
     ],
 )
-def test_the_error_of_values(before: list[float], after: list[float], error: float) -> None:
-    sums: dict[str, ranking.Powers] = {}
-    kind = np.int64 if isinstance(before[0], int) else np.float32
-    ranking.add_up(sums, {"y": np.array(before, kind)}, {"y": np.array(after, kind)})
-    assert sums["y"].error == pytest.approx(error)
+def test_the_error_of_an_output(facts: dict[str, float], error: float) -> None:
+    found = OutputFidelity(name="y", dtype="float32", rows=4, **facts)
+    assert ranking._error_of(found) == pytest.approx(error)
+
+
+def test_rows_that_are_masked_do_not_count() -> None:
+    """Padding may become anything: the verdict leaves it out, and so does the ranking."""
+    seen: list[int] = []
+
+    class Counting(Watched):
+        def judge(self, model: Model, data: Dataset | None = None) -> Verdict:
+            seen.append(0 if data is None else data.count)
+            return super().judge(model, data)
+
+    ctx, layered = prepared()
+    counting = Counting(**vars(ctx))
+    rank(layered, counting, layered.build({}).model)
+    assert seen == [32] * 6  # of the 48 samples of the split, by the verdict's own rules
 
 
 def test_words_and_decibels() -> None:

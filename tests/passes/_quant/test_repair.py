@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import pytest
 
 from optkit.evaluate.limits import Limits
 from optkit.model.manifest import LimitResult
-from optkit.passes._quant.layered import FLOAT
+from optkit.passes._quant.layered import FLOAT, Built
 from optkit.passes._quant.repair import hold_budget, smallest
 from optkit.passes._quant.trials import used_share
 from tests.passes._quant.toy_quantizer import (
@@ -152,7 +153,7 @@ def test_the_price_is_told_in_milliseconds() -> None:
 def test_a_price_within_the_noise_is_called_that() -> None:
     ctx = context(chain(), limits=HOLD, bench=True, speeds=(1.0, 0.995))
     (decision,) = run_toy(ToyQuantizer(repair=True), ctx).decisions
-    assert decision.reason.endswith("as fast as with all layers quantized, as far as can be told (+0.01 ms a call)")
+    assert decision.reason.endswith("than with all layers quantized cannot be told (0.98 to 1.00x)")
 
 
 class ForSize(ToyQuantizer):
@@ -236,3 +237,28 @@ def test_a_bound_that_so_few_samples_cannot_prove_is_held_by_the_drop() -> None:
     assert any("48 samples of the split search prove no metric_drop below 0.061" in note for note in outcome.notes)
     verdict = ctx.judge(outcome.model)
     assert verdict.metrics[0].drop <= 0.018
+
+
+@pytest.mark.parametrize(("allowed", "told"), [(0.02, True), (0.04, False)])
+def test_layers_that_hang_on_a_single_sample_are_told(allowed: float, told: bool) -> None:
+    """One of 48 is .021 of top1."""
+    limits = Limits.parse([f"metric_drop={allowed}", "cosine=0", "agreement=0"])
+    ctx = context(chain(), limits=limits, splits=labelled(48), metric="top1", metric_code=True)
+    notes = run_toy(ToyQuantizer(repair=True), ctx).notes
+    assert any(note.startswith("one of the 48 samples of the split search is 0.021 of top1") for note in notes) == told
+
+
+def test_a_repair_leaves_something_quantized_or_names_what_does() -> None:
+    """A layer that is the last in int8 may not pay, so that the pass leaves it too: that would be the float model."""
+    errors = dict.fromkeys(NAMES, 0.3)
+    ctx = context(chain(), limits=Limits(cosine=0.999))
+    layered = ToyQuantizer(errors=errors).layered(ctx.original, ctx)
+    whole = layered.build
+
+    def build(levels: Mapping[str, str]) -> Built:
+        return whole(levels) if len(levels) < 5 else replace(whole(dict.fromkeys(NAMES, FLOAT)), changes=[])
+
+    repaired = hold_budget(replace(layered, build=build), ctx)
+    assert len(repaired.built.changes) >= 2
+    (decision,) = repaired.decisions
+    assert decision.reason.startswith("the best that was found, but it misses the limits")

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from optkit.data.dataset import Array, Batch
+from optkit.data.dataset import Array, Batch, Dataset
 from optkit.evaluate.limits import Limits
 from optkit.model.manifest import Ratio, Verdict
 from optkit.model.model import Form, Model
@@ -104,9 +104,10 @@ class Watched(StepContext):
     speeds: Sequence[float] = (1.0, 0.8, 0.7)
     """Speedups of the models that are timed, against the first."""
 
-    def judge(self, model: Model) -> Verdict:
-        self.judged.append(model)
-        return super().judge(model)
+    def judge(self, model: Model, data: Dataset | None = None) -> Verdict:
+        if data is None:
+            self.judged.append(model)
+        return super().judge(model, data)
 
     def time(self, models: Sequence[Model], *, budget_s: float = 4.0, confidence: float = 0.99) -> list[Ratio]:
         assert self.times and self.may_time and all(model.path.is_file() for model in models)
@@ -138,6 +139,11 @@ class Labelled(MemoryData):
         for index, batch in enumerate(super().batches()):
             start = index * self.batch
             yield replace(batch, labels=None if self.labels is None else self.labels[start : start + batch.size])
+
+    def subset(self, indices: Array, split: str) -> Labelled:
+        """Those samples with their labels."""
+        some = super().subset(indices, split)
+        return Labelled(split, some.arrays, some.batch, labels=None if self.labels is None else self.labels[indices])
 
 
 def labelled(count: int) -> dict[str, Labelled]:
