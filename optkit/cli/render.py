@@ -113,6 +113,8 @@ def show_manifest(manifest: Manifest) -> None:
     if others := others_line(manifest):
         say(out, others)
     show_limits(out, manifest.verdict)
+    for note in manifest.verdict.notes:
+        say(out, f"[yellow]Note:[/] {escape(note)}")
     if manifest.output and manifest.verdict.held:
         say(out, f"Written: [bold]{escape(manifest.output)}[/]")
         for note in manifest.notes:

@@ -234,7 +234,13 @@ def _verdict(
         dropped_outputs=tuple(sorted(comparison.dropped)),
         measured_on=measured_on(dataset, comparison.samples),
         would_pass=would_pass(checked),
+        notes=tuple(_idle(metric) for metric in metrics if metric.better == "higher" and metric.original == 0),
     )
+
+
+def _idle(metric: MetricResult) -> str:
+    """About a metric in which there is nothing to lose."""
+    return f"the original itself scores 0 in {metric.name}, so that it shows no loss: do the labels fit its outputs?"
 
 
 def measured_on(dataset: Dataset, samples: int) -> MeasuredOn:

@@ -59,7 +59,7 @@ def compare(
     verdict = add_limits(verdict, _budget(job, opened, origin, allowance))
     if batch_invariance:
         verdict = verdict.model_copy(update={"batch_invariance": measure_batch_invariance(job, opened)})
-    notes = tuple(filter(None, [decided_elsewhere(origin, job.target)]))
+    notes = (*verdict.notes, *filter(None, [decided_elsewhere(origin, job.target)]))
     return _with_sources(verdict.model_copy(update={"notes": notes}), as_limits(options.get("limits")), origin)
 
 

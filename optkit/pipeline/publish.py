@@ -33,8 +33,8 @@ def publish(manifest: Manifest, result: Model, out: Path, *, force: bool) -> Man
     with staged(out, force=force) as folder:
         if is_alone(out):
             manifest = manifest.model_copy(update={"notes": (*manifest.notes, *_left_out(result, out))})
-            return _as_written(manifest, _model_alone(result, folder, out.name))
-        manifest = _as_written(manifest, _copy_model(result, folder))
+            return _as_written(manifest, _model_alone(result, folder, out.name), out.parent)
+        manifest = _as_written(manifest, _copy_model(result, folder), out)
         _write_assets(result.assets, folder)
         _write(folder / "manifest.json", dump(manifest) + "\n")
         _write(folder / "recipe.yaml", _recipe_text(manifest))
@@ -69,9 +69,10 @@ def _wanted(session: Mapping[str, str]) -> str:
     )
 
 
-def _as_written(manifest: Manifest, files: list[Path]) -> Manifest:
-    """With the digest and size of the files as they are in the output."""
-    facts = {"digest": sha256_files(files), "size_bytes": sum(file.stat().st_size for file in files)}
+def _as_written(manifest: Manifest, files: list[Path], place: Path) -> Manifest:
+    """With path, digest and size of the files as they will be in the folder ``place``."""
+    size = sum(file.stat().st_size for file in files)
+    facts = {"path": str(place / files[0].name), "digest": sha256_files(files), "size_bytes": size}
     return manifest.model_copy(update={"result": manifest.result.model_copy(update=facts)})
 
 

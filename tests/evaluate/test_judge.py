@@ -272,3 +272,10 @@ def test_a_metric_that_ends_the_process_is_an_error_of_the_metric():
 
     with pytest.raises(GivenError, match="The metric Leaves failed: SystemExit: 0"):
         verdict({"y": SCORES}, {"y": SCORES}, metric=Leaves())
+
+
+def test_a_metric_in_which_there_is_nothing_to_lose_is_told() -> None:
+    same = {"y": SCORES}
+    shifted = toy(10, labels=LABELS + 7)
+    assert "the original itself scores 0 in top1" in verdict(same, same, shifted, metric=load_metric("top1")).notes[0]
+    assert verdict(same, same, toy(10, labels=LABELS), metric=load_metric("top1")).notes == ()

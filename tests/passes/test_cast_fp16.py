@@ -55,7 +55,7 @@ def test_the_weights_of_what_is_cast_take_half_the_bytes() -> None:
 def test_excluded_nodes_stay_and_a_pattern_that_fits_none_is_told() -> None:
     outcome = run_pass(CastFp16(exclude=("co.*", "hed")), onnx_model(NET, WEIGHTS), data={"search": X})
     assert ("conv", "excluded") in outcome.skipped
-    assert "exclude 'hed' matches no node" in outcome.notes
+    assert "exclude 'hed' matches no node; did you mean 'head'?" in outcome.notes
     with pytest.raises(ValidationError, match="no regular expression"):
         CastFp16(exclude=("(",))
 
