@@ -80,7 +80,7 @@ def _optimize(subject: Subject, recipe: str, sets: Sequence[str], place: Path) -
 def shapes(subject: Subject) -> dict[str, int]:
     """Sizes of the dynamic dimensions at the last point: what a user would say of the inputs to expect."""
     feeds = subject.feeds(subject.points[-1])[0]
-    inputs = optkit.Model.open(subject.baseline).signature.inputs
+    inputs = optkit.Model.open(subject.baseline, signature=subject.signature).signature.inputs
     pairs = (pair for spec in inputs for pair in zip(spec.shape or (), feeds[spec.name].shape, strict=False))
     return {dim: size for dim, size in pairs if isinstance(dim, str)}
 
