@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from optkit.model.imports import find_source, reachable_files
 from optkit.model.onnx_file import external_files
+from optkit.model.torch_folder import FILES as TORCH_FILES
 
 if TYPE_CHECKING:
     from optkit.model.model import Model
@@ -37,7 +38,7 @@ def digest_model(model: Model) -> str:
     content = sha256_files(model_files(model))
     if model.factory is None:
         return content
-    return hashlib.sha256(f"{content}\n{_digest_factory(model.factory)}".encode()).hexdigest()
+    return hashlib.sha256(f"{content}\n{digest_factory(model.factory)}".encode()).hexdigest()
 
 
 def model_files(model: Model) -> list[Path]:
@@ -47,6 +48,8 @@ def model_files(model: Model) -> list[Path]:
     """
     if model.kind == "huggingface":
         return huggingface_files(model.path)
+    if model.kind == "torch-folder":
+        return [model.path / name for name in TORCH_FILES]
     if model.kind == "onnx":
         return [model.path, *external_files(model.path)]
     return [model.path]
@@ -71,7 +74,7 @@ def _sha256(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _digest_factory(factory: str) -> str:
+def digest_factory(factory: str) -> str:
     """Over the reference, and names and bytes of all files its module reaches; over the reference alone without any."""
     place, _, function = factory.rpartition(":")
     start, root = _source_file(place)

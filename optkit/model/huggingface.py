@@ -32,12 +32,36 @@ def load_pretrained(folder: Path) -> nn.Module:
         raise PackageError("transformers is not installed.", fix="pip install 'optkit[hf]'") from error
     import torch
 
-    kind = _class(transformers, folder)
+    kind = _class(transformers, _read(folder / "config.json"), folder)
     with _quiet(transformers.utils.logging):
         module, info = kind.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     _refuse_random(folder, kind.__name__, info)
+    return _without_caches(module)
+
+
+def build_random(config: dict[str, Any], file: Path) -> nn.Module:
+    """The module of a configuration (the content of a config.json), in float32, with random weights.
+
+    Raises:
+        ModelError: no such class.
+        PackageError: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise PackageError("transformers is not installed.", fix="pip install 'optkit[hf]'") from error
+    import torch
+
+    kind = _class(transformers, config, file)
+    made = transformers.AutoConfig.for_model(**config)
+    build = kind.from_config if kind is transformers.AutoModel else kind._from_config
+    with _quiet(transformers.utils.logging):
+        return _without_caches(build(made, dtype=torch.float32))
+
+
+def _without_caches(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if getattr(getattr(part, "config", None), "use_cache", None):
             part.config.use_cache = False
@@ -59,8 +83,8 @@ def _quiet(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _class(transformers: Any, folder: Path) -> Any:
-    names = _read(folder / "config.json").get("architectures") or []
+def _class(transformers: Any, config: dict[str, Any], file: Path) -> Any:
+    names = config.get("architectures") or []
     if not names:
         return transformers.AutoModel
     found = getattr(transformers, str(names[0]), None)
@@ -69,7 +93,7 @@ def _class(transformers: Any, folder: Path) -> Any:
             f"transformers {transformers.__version__} has no model class {names[0]}.",
             expected="an architecture that transformers itself ships; code in the folder is not run",
             fix="install the transformers version that has it, or save the weights and use --factory",
-            file=folder / "config.json",
+            file=file,
         )
     return found
 

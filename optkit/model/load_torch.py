@@ -170,6 +170,13 @@ def _from_huggingface(model: Model) -> nn.Module:
         return load_pretrained(model.path)
 
 
+def _from_folder(model: Model) -> nn.Module:
+    from optkit.model.torch_folder import load_folder
+
+    with _told(model, "the weights of passes"):
+        return load_folder(model)
+
+
 def _from_weights(model: Model) -> nn.Module:
     from optkit.model.factory import call_factory
 
@@ -268,4 +275,5 @@ _LOADERS: dict[str, Callable[[Model], nn.Module]] = {
     "weights": _from_weights,
     "pickle": _from_pickle,
     "huggingface": _from_huggingface,
+    "torch-folder": _from_folder,
 }

@@ -13,8 +13,9 @@ from optkit.model.signature import Signature
 Form = Literal["torch", "onnx", "ort"]
 """What a pass takes and gives."""
 
-Kind = Literal["onnx", "ort", "pt2", "torchscript", "weights", "pickle", "huggingface"]
-"""How the file on disk is opened. ``weights`` = a state_dict or safetensors file that needs a factory."""
+Kind = Literal["onnx", "ort", "pt2", "torchscript", "weights", "pickle", "huggingface", "torch-folder"]
+"""How the file on disk is opened. ``weights`` = a state_dict or safetensors file that needs a factory;
+``torch-folder`` = what passes leave of one, or of a Hugging Face folder, see ``optkit.model.torch_folder``."""
 
 
 def is_config_entry(key: str) -> bool:
@@ -53,7 +54,7 @@ class Model:
     """One sentence per pass that made this model, oldest first."""
     assets: Assets = Assets()
     factory: str | None = None
-    """``pkg.module:fn`` or ``FILE.py:fn``, the code that builds the module for ``kind="weights"``."""
+    """``pkg.module:fn`` or ``FILE.py:fn``, the code that builds the module for weights and what passes made of them."""
     trust_pickle: bool = False
     """True only if the user allowed code inside the file to run."""
     session: Mapping[str, str] = field(default_factory=dict)

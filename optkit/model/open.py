@@ -16,6 +16,7 @@ from optkit.model.pickle_file import LEGACY_MAGIC, PickleFacts, look_at_legacy, 
 from optkit.model.safetensors_file import looks_like_safetensors, safetensors_keys
 from optkit.model.signature import Signature, TensorSpec, parse_signature
 from optkit.model.signature_merge import merge_signature
+from optkit.model.torch_folder import is_torch_folder, source_factory
 
 KNOWN = (
     "ONNX (.onnx), ONNX Runtime (.ort), torch.export (.pt2), TorchScript, a state_dict or .safetensors with a factory,"
@@ -79,7 +80,7 @@ def open_model(
             fix=f"check its rights: ls -l {given.path}",
             file=given.path,
         ) from error
-    if factory is not None and model.kind != "weights":
+    if factory is not None and model.kind not in ("weights", "torch-folder"):
         raise UsageError(
             f"A factory is for state_dicts and .safetensors; {given.path} is {_NAMES[model.kind]}.",
             expected="no --factory with this model",
@@ -102,6 +103,7 @@ _NAMES: dict[Kind, str] = {
     "weights": "a state_dict",
     "pickle": "a pickled module",
     "huggingface": "a Hugging Face folder",
+    "torch-folder": "a folder of torch weights and changes",
 }
 
 
@@ -276,6 +278,8 @@ def _open_folder(given: _Given) -> Model:
     folder = given.path
     if (folder / "manifest.json").is_file():
         return _open_bundle(given)
+    if is_torch_folder(folder):
+        return _open_torch_folder(given)
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
     if (folder / "config.json").is_file() and weights:
         return _open_huggingface(given)
@@ -286,6 +290,18 @@ def _open_folder(given: _Given) -> Model:
         fix=f"give the file itself: {folder / inside[0]}" if inside else "give a model file or another folder",
         file=folder,
     )
+
+
+def _open_torch_folder(given: _Given) -> Model:
+    factory = source_factory(given.path)
+    if factory is not None and given.factory is None:
+        raise ModelError(
+            f"The folder holds torch weights that the code {factory} belongs to.",
+            expected="that code named by you, as it would be run",
+            fix=f"add --factory {factory}, if you trust it",
+            file=given.path,
+        )
+    return given.model("torch-folder", Signature())
 
 
 def _open_huggingface(given: _Given) -> Model:

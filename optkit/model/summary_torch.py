@@ -14,6 +14,7 @@ from optkit.model.pickle_tensors import legacy_weights, zip_weights
 from optkit.model.pt2_file import DTYPES as PT2_DTYPES
 from optkit.model.safetensors_file import looks_like_safetensors, safetensors_keys
 from optkit.model.summary import Found, Weight
+from optkit.model.torch_folder import WEIGHTS
 
 BECOMES = {
     "linear": "Gemm",
@@ -64,11 +65,16 @@ def read_torch(model: Model) -> Found:
         return _read_huggingface(model.path)
     if model.kind == "pt2":
         return _read_pt2(model.path)
-    found = Found(weights=_weights(model.path))
+    folder = model.kind == "torch-folder"
+    found = Found(weights=_weights(model.path / WEIGHTS if folder else model.path))
     if model.kind == "torchscript":
         _read_code(model.path, found)
     else:
-        where = "the factory's code" if model.kind == "weights" else "the code of the classes that the pickle names"
+        where = (
+            "the factory's code"
+            if model.kind in ("weights", "torch-folder")
+            else "the code of the classes that the pickle names"
+        )
         found.notes.append(f"the file has no operators: they are in {where}")
     _guess_use(found)
     return found

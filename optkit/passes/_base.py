@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from optkit.model.manifest import Decision, Ratio, Verdict
 from optkit.model.model import Form, Model
 from optkit.model.target import Target
+from optkit.passes._train.training import Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +103,16 @@ class Context(Protocol):
 
         ``facts`` say what it depends on (digests, options), beside the code of the pass and what models run on.
         """
+
+    @property
+    def training(self) -> Training:
+        """How to train: the recipe's block ``train:``."""
+
+    def judge_outputs(self, outputs: Iterable[Arrays]) -> Verdict:
+        """As ``judge``, of outputs by name that a live module gave on the batches of the search split, in order."""
+
+    def checkpoints(self) -> Path:
+        """A folder that stays when this step is interrupted, and is there again when it is run once more."""
 
     def progress(self, done: int, total: int) -> None:
         """Tell whoever watches how far this pass is."""

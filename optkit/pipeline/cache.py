@@ -31,6 +31,9 @@ GRACE_S = 600.0
 WAIT_S = 1.0
 """Seconds of waiting for another process that need no word."""
 
+PARTIAL_S = 14 * 24 * 3600.0
+"""Seconds after which nobody comes back to an interrupted step."""
+
 FULL_BYTES = 2**16
 """A failure with less free space than this is the disk's."""
 
@@ -153,6 +156,23 @@ class Cache:
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def partial(self, key: str) -> Path:
+        """A folder for what an interrupted step leaves, to go on from; ``finished`` removes it."""
+        folder = self.root / "partial" / key[:40]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for other in folder.parent.iterdir():
+                if other != folder and time.time() - other.stat().st_mtime > PARTIAL_S:
+                    shutil.rmtree(other, ignore_errors=True)
+            os.utime(folder)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return folder
+
+    def finished(self, key: str) -> None:
+        """The step of that key is done: nothing to go on from."""
+        shutil.rmtree(self.root / "partial" / key[:40], ignore_errors=True)
 
     def _is_full(self, error: Exception) -> bool:
         if isinstance(error, OSError) and disk_full(error):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.bench.measure import Candidate, Measured, Rules, measure
-from optkit.data.dataset import Arrays, Dataset
+from optkit.data.dataset import Arrays, Batch, Dataset
 from optkit.errors import PassError
 from optkit.evaluate.judge import judge
 from optkit.evaluate.metrics import Metric, needs_labels
 from optkit.model.manifest import Ratio, Verdict
 from optkit.model.model import Model
 from optkit.model.target import Target
+from optkit.passes._train.training import Training
 from optkit.pipeline.cache import key_of
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import original_outputs
@@ -52,6 +53,8 @@ class StepContext:
     """Whether the pass declared that it decides by time (``decides_by_time``)."""
     source: str = ""
     """Digest of the pass's code."""
+    key: str = ""
+    """Of the step in the cache."""
 
     @property
     def original(self) -> Model:
@@ -143,6 +146,20 @@ class StepContext:
                 self.job.cache.put_facts(key, known, f"data of {self.step}")
         return known
 
+    @property
+    def training(self) -> Training:
+        """How to train: the recipe's block ``train:``."""
+        return self.job.training
+
+    def judge_outputs(self, outputs: Iterable[Arrays]) -> Verdict:
+        """As ``judge``, of outputs that a live module gave on the batches of the search split, in order."""
+        dataset = self.batches("search")
+        return verdict_on(self.job, zip((batch for batch in dataset.batches()), outputs, strict=False), dataset)
+
+    def checkpoints(self) -> Path:
+        """A folder that stays when this step is interrupted, and is there again when it is run once more."""
+        return self.job.cache.partial(self.key or key_of({"step": self.step, "in": str(self.workdir)}))
+
     def progress(self, done: int, total: int) -> None:
         """Tell whoever watches how far this pass is."""
         self.watch(self.step, done, total)
@@ -152,25 +169,36 @@ def judge_on(
     job: Job, model: Model, dataset: Dataset, dropped: Sequence[str] = (), allowed: frozenset[str] = frozenset()
 ) -> Verdict:
     """The accuracy verdict on a model against the original, on one dataset."""
+    with open_runner(model, job.target) as runner:
+        return verdict_on(job, run_batches(runner, dataset), dataset, dropped, allowed)
+
+
+def verdict_on(
+    job: Job,
+    ran: Iterable[tuple[Batch, Arrays]],
+    dataset: Dataset,
+    dropped: Sequence[str] = (),
+    allowed: frozenset[str] = frozenset(),
+) -> Verdict:
+    """The accuracy verdict on what a model gave, batch by batch, on one dataset."""
     metric, fit = _metric(job, dataset), None
     if metric is not None and "fit" in job.splits:
         fit = (job.splits["fit"], original_outputs(job, job.splits["fit"]))
-    with open_runner(model, job.target) as runner:
-        fed, made = tee(run_batches(runner, dataset))
-        return judge(
-            original_outputs(job, dataset),
-            (outputs for _, outputs in made),
-            dataset,
-            batches=(batch for batch, _ in fed),
-            signature=job.original.signature,
-            options=job.outputs,
-            metric=metric,
-            limits=job.limits,
-            exact=job.exact,
-            dropped=dropped,
-            may_change=allowed,
-            fit=fit,
-        )
+    fed, made = tee(ran)
+    return judge(
+        original_outputs(job, dataset),
+        (outputs for _, outputs in made),
+        dataset,
+        batches=(batch for batch, _ in fed),
+        signature=job.original.signature,
+        options=job.outputs,
+        metric=metric,
+        limits=job.limits,
+        exact=job.exact,
+        dropped=dropped,
+        may_change=allowed,
+        fit=fit,
+    )
 
 
 def _metric(job: Job, dataset: Dataset) -> Metric | None:

@@ -17,6 +17,7 @@ from optkit.evaluate.metrics import Metric, load_metric
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.passes._base import Pass
+from optkit.passes._train.training import Training
 from optkit.pipeline.cache import Cache, key_of
 
 
@@ -42,6 +43,8 @@ class Job:
     seed: int = 0
     bench: bool = True
     """Whether passes may choose by timing."""
+    training: Training = Training()
+    """How passes train."""
 
     def split(self, name: str) -> Dataset:
         """The dataset of a split; ``sample`` is at most two samples, real ones where there are any.

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from optkit import __version__
 from optkit.errors import OptkitError, PassError
 from optkit.model.bundle import disk_full
-from optkit.model.digest import model_files, sha256_files
+from optkit.model.digest import digest_factory, model_files, sha256_files
 from optkit.model.model import Model
 from optkit.model.signature import Signature, TensorSpec
 from optkit.passes import _registry
@@ -100,7 +100,7 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
         made.mkdir()
         started = time.perf_counter()
         with watched_memory() as peak:
-            outcome = _call(pass_, before, step_context(job, pass_, before, made, label, watch))
+            outcome = _call(pass_, before, replace(step_context(job, pass_, before, made, label, watch), key=key))
         seconds = time.perf_counter() - started
         if _stamp(files) != stamp:
             raise PassError(
@@ -110,7 +110,9 @@ def _make(job: Job, pass_: Pass, before: Model, key: str, label: str, watch: Pro
             )
         facts = _pack(outcome, before, made) | {"seconds": seconds, "peak_mb": peak.mb}
         (made / "outcome.json").write_text(json.dumps(facts, default=str))
-        return job.cache.put(key if outcome.lasting else key_of({"once": key, "at": time.time_ns()}), made, label)
+        folder = job.cache.put(key if outcome.lasting else key_of({"once": key, "at": time.time_ns()}), made, label)
+    job.cache.finished(key)
+    return folder
 
 
 def step_context(job: Job, pass_: Pass, before: Model, workdir: Path, label: str, watch: Progress) -> StepContext:
@@ -185,6 +187,8 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
     }
     if before.form == "torch":
         facts["signature"] = before.signature
+    if pass_.kind == "trains":
+        facts["training"] = (job.training.model_dump(), _code_digest(job.training.function))
     if "search" in pass_.reads():
         facts["judged"] = (job.limits, job.metric, job.outputs, job.exact, _metric_facts(job))
     if pass_.uses_target:
@@ -203,6 +207,11 @@ def _metric_facts(job: Job) -> tuple[str, str]:
     code = getattr(metric.per_sample, "__code__", None)
     source = Path("" if code is None else code.co_filename)
     return sha256_files([source]) if source.is_file() else "", "" if fit is None else fit.digest
+
+
+def _code_digest(reference: str | None) -> str:
+    """Over the source that a reference of the user's names, and what it imports."""
+    return "" if reference is None else digest_factory(reference)
 
 
 def _source_digest(cls: type[Pass]) -> str:

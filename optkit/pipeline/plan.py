@@ -285,6 +285,7 @@ def make_job(
         exporter=exporter_of(recipe),
         synthetic_calibration=options.get("allow_synthetic_calibration", False),
         seed=seed,
+        training=recipe.train,
     )
 
 

@@ -16,6 +16,7 @@ from optkit.model.model import Form
 from optkit.model.target import Target
 from optkit.passes._base import FRAME_KEYS, Pass
 from optkit.passes._registry import find
+from optkit.passes._train.training import Training
 
 
 class _Frozen(BaseModel):
@@ -105,6 +106,8 @@ class Recipe(_Frozen):
     """The chain, in order."""
     limits: Limits = Limits()
     """What the result must hold."""
+    train: Training = Training()
+    """How the passes that train go about it."""
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
@@ -161,7 +164,10 @@ class Recipe(_Frozen):
         metric = self.metric
         if isinstance(metric, dict) and "name" in metric:
             metric = {**metric, "name": absolute(str(metric["name"]), base)}
-        copy = self.model_copy(update={"metric": absolute(metric, base) if isinstance(metric, str) else metric})
+        metric = absolute(metric, base) if isinstance(metric, str) else metric
+        function = self.train.function and absolute(self.train.function, base)
+        train = self.train.model_copy(update={"function": function})
+        copy = self.model_copy(update={"metric": metric, "train": train})
         copy._base = base
         return copy
 

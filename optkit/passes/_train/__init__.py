@@ -1,0 +1,1 @@
+"""The training hook, one for all passes that train: settings, batches, losses and the default loop."""
