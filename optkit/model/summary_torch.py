@@ -70,11 +70,7 @@ def read_torch(model: Model) -> Found:
     if model.kind == "torchscript":
         _read_code(model.path, found)
     else:
-        where = (
-            "the factory's code"
-            if model.kind in ("weights", "torch-folder")
-            else "the code of the classes that the pickle names"
-        )
+        where = "the code of the classes that the pickle names" if model.kind == "pickle" else "the factory's code"
         found.notes.append(f"the file has no operators: they are in {where}")
     _guess_use(found)
     return found

@@ -43,7 +43,7 @@ class Job:
     seed: int = 0
     bench: bool = True
     """Whether passes may choose by timing."""
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     """How passes train."""
 
     def split(self, name: str) -> Dataset:

@@ -13,8 +13,8 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     function: str | None = None
-    """Your own loop, ``pkg.module:fn`` or ``FILE.py:fn``; called as fn(model, loader, steps, callback). None = optkit's:
-    AdamW, cosine schedule, early stop on the metric, checkpoints."""
+    """Your own loop, ``pkg.module:fn`` or ``FILE.py:fn``; called as fn(model, loader, steps, callback). None =
+    optkit's: AdamW, cosine schedule, early stop on the metric, checkpoints."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps at most, of each training. A pass that prunes in rounds shares them among the rounds."""
     seconds: float | None = Field(default=None, gt=0)
