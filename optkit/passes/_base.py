@@ -150,10 +150,13 @@ class Pass(BaseModel):
 
     def sentence(self) -> str:
         """The pass with the options that differ from their defaults, as in a recipe."""
-        given = ", ".join(
-            f"{key}: {value}" for key, value in self.model_dump(mode="json", exclude_defaults=True).items()
-        )
-        return f"{self.name()}: {{{given}}}" if given else self.name()
+        import yaml
+
+        given = self.model_dump(mode="json", exclude_defaults=True)
+        if not given:
+            return self.name()
+        options: str = yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=float("inf"))
+        return f"{self.name()}: {options.strip()}"
 
     def reads(self) -> tuple[str, ...]:
         """Splits it reads; the plan refuses when they are missing, and their digest is part of the cache key.
