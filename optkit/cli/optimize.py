@@ -24,15 +24,11 @@ def optimize(
     data: shared.Data = None,
     metric: shared.Metric = None,
     limits: shared.Limit = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="passes.ID.option=value. Repeatable.")
-    ] = None,
+    sets: shared.Sets = None,
     provider: shared.Provider = None,
     threads: shared.Threads = None,
-    allow_synthetic_calibration: Annotated[
-        bool, typer.Option("--allow-synthetic-calibration", help="Calibrate on made-up inputs where there are no data.")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of every random choice. (default: 0)")] = None,
+    allow_synthetic_calibration: shared.SyntheticCalibration = False,
+    seed: shared.Seed = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A broken promise stops instead of rolling back.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,

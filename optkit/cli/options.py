@@ -29,6 +29,13 @@ Limit = Annotated[
     list[str] | None,
     typer.Option("--limit", metavar="KEY=VALUE", help="A limit, like cosine=0.995 or metric_drop=0.01. Repeatable."),
 ]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="passes.ID.option=value. Repeatable.")
+]
+SyntheticCalibration = Annotated[
+    bool, typer.Option("--allow-synthetic-calibration", help="Calibrate on made-up inputs where there are no data.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of every random choice. (default: 0)")]
 Provider = Annotated[
     str | None, typer.Option(help="Execution provider: cpu, cuda, tensorrt, openvino, directml, coreml, ...")
 ]

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from optkit.cli.door import answer
-from optkit.cli.options import JsonFlag
+from optkit.cli.options import JsonFlag, Sets
 
 app = typer.Typer(no_args_is_help=True, help="List, show, validate or start recipes.")
 Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value. Repeatable.")]
 
 
 @app.command("list")

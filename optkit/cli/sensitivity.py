@@ -24,15 +24,11 @@ def sensitivity(
     data: shared.Data = None,
     metric: shared.Metric = None,
     limits: shared.Limit = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="passes.ID.option=value. Repeatable.")
-    ] = None,
+    sets: shared.Sets = None,
     provider: shared.Provider = None,
     threads: shared.Threads = None,
-    allow_synthetic_calibration: Annotated[
-        bool, typer.Option("--allow-synthetic-calibration", help="Calibrate on made-up inputs where there are no data.")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of every random choice. (default: 0)")] = None,
+    allow_synthetic_calibration: shared.SyntheticCalibration = False,
+    seed: shared.Seed = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Time the layers.")] = True,
     top: Annotated[int, typer.Option(min=1, help="Layers to show.")] = 15,
     json: shared.JsonFlag = False,

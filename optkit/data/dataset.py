@@ -68,3 +68,14 @@ class Dataset(Protocol):
 
     def subset(self, indices: Array, split: str) -> Dataset:
         """The samples at ``indices`` (int64[n]), under the name of another split."""
+
+
+def take(array: Array, axis: int | None, which: slice) -> Array:
+    """A view of the samples ``which`` of an array that has them on ``axis``; all of it where it has no such axis."""
+    return array if axis is None or array.ndim <= axis else array[(slice(None),) * axis + (which,)]
+
+
+def spread(dataset: Dataset, count: int, split: str) -> Dataset:
+    """At most ``count`` samples, evenly spread over all of them, under the name of another split."""
+    some = np.linspace(0, dataset.count - 1, min(count, dataset.count))
+    return dataset.subset(some.astype(np.int64), split)

@@ -12,6 +12,8 @@ from optkit.model.manifest import LimitResult, MetricResult, OutputFidelity, Rat
 MB = 1e6
 """Bytes in the MB of ``size_mb`` and ``memory_mb``."""
 
+NO_METRIC = "no metric is named: --metric NAME measures it"
+
 Figures = Sequence[tuple[str, float]]
 """(output, measured)."""
 
@@ -21,7 +23,7 @@ def accuracy_limits(
     outputs: Sequence[OutputFidelity],
     metric: MetricResult | None,
     *,
-    no_metric: str = "no metric is named",
+    no_metric: str = NO_METRIC,
     prefix: str = "",
 ) -> tuple[LimitResult, ...]:
     """Check cosine, max_error, agreement and metric_drop, as far as they are stated.

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from optkit.data.dataset import Array, Arrays, Batch, Dataset
 from optkit.errors import DataError, GivenError
 from optkit.evaluate.checks import (
+    NO_METRIC,
     accuracy_limits,
     add_limits,
     budget_limits,
@@ -81,7 +82,7 @@ def judge(
             paired.add(real, before, after)
     comparison.check_options()
     metrics = () if paired is None or comparison.problems else (paired.result(),)
-    no_metric = "the metric was not measured, see the problems" if paired is not None else "no metric is named"
+    no_metric = "the metric was not measured, see the problems" if paired is not None else NO_METRIC
     outputs = tuple(output.result() for output in comparison.outputs)
     classes = any(output.top1 is not None for output in outputs)
     resolved = limits.resolved(exact, classes=classes, discrete=comparison.discrete)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from optkit.data.dataset import Array, Arrays, Batch
+from optkit.data.dataset import Array, Arrays, Batch, take
 from optkit.errors import DataError
 from optkit.model.signature import Signature
 
@@ -68,14 +68,8 @@ def sample_axis(signature: Signature, name: str, shape: tuple[int, ...]) -> bool
 def trim(batch: Batch, signature: Signature) -> Batch:
     """The batch without the padding rows beyond its size, on the sample axis of each input."""
     axes = signature.batch_axes()
-    inputs = {name: _trim(array, axes.get(name), batch.size) for name, array in batch.inputs.items()}
+    inputs = {name: take(array, axes.get(name), slice(batch.size)) for name, array in batch.inputs.items()}
     return Batch(inputs, batch.size, batch.labels, batch.groups)
-
-
-def _trim(array: Array, axis: int | None, size: int) -> Array:
-    if axis is None or array.ndim <= axis or array.shape[axis] <= size:
-        return array
-    return array[(slice(None),) * axis + (slice(size),)]
 
 
 def find_mask(name: str, shape: tuple[int, ...], options: OutputOptions, inputs: Arrays) -> tuple[str, Mask | None]:

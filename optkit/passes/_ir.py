@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from optkit.errors import PassError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from optkit.model.model import Model
 
 # onnxslim and the quantizers import onnxruntime, which reads this once and else writes to the home folder.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -125,6 +128,19 @@ def save_ir(model: ir.Model, path: Path) -> None:
         return
     ir.external_data.load_to_model(model)
     ir.save(model, path)
+
+
+def written(model: Model, graph: ir.Model, folder: Path) -> Model:
+    """``model`` with ``graph`` as its file, in a ``folder`` that is made for it: what a pass works on for a while."""
+    folder.mkdir()
+    save_ir(graph, folder / "model.onnx")
+    return replace(model, path=folder / "model.onnx")
+
+
+def derived(source: Model, graph: ir.Model, folder: Path, sentence: str) -> Model:
+    """What a pass made of ``source``: ``graph`` without what nothing needs, in a ``folder`` that is made for it."""
+    remove_unused(graph)
+    return source.derive(written(source, graph, folder).path, "onnx", sentence)
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -16,14 +16,13 @@ from optkit.model.target import Target
 from optkit.passes._base import Context
 from optkit.passes._quant.inc import check_version, quantize
 from optkit.passes._quant.inc_layers import Method, Settings, Taken, linear_layers
-from optkit.passes._quant.layered import FLOAT, Layered, Quantizer
+from optkit.passes._quant.layered import Layered, Quantizer
+from optkit.passes._quant.nbits import CALIBRATED, Grid, ladder
 from optkit.passes._quant.select import nothing, unused
 
 if TYPE_CHECKING:
     from optkit.passes._quant.sites import Site
 
-CALIBRATED = ("gptq", "awq")
-"""Methods that look at data."""
 ELSEWHERE = "its weights are not those of a linear layer of the original"
 LEFT = "neural-compressor's {} left it in float"
 
@@ -83,8 +82,8 @@ class IncWeightOnly(Quantizer):
 
     def layered(self, model: Model, ctx: Context) -> Layered:
         """Let neural-compressor quantize the original's module, and find its layers in the graph."""
-        from optkit.passes._quant.inc_graph import Bridge, match, open_graph
-        from optkit.passes._quant.nbits import Grid
+        from optkit.passes._quant.inc_graph import Bridge, match
+        from optkit.passes._quant.nbits_build import open_graph
         from optkit.passes._quant.sites import find_sites
         from optkit.passes._quant.unpadded import few
 
@@ -106,10 +105,7 @@ class IncWeightOnly(Quantizer):
             notes.append(nothing(sought, skipped, found))
         build = Bridge(model, graph, layers, self.accuracy_level, self.sentence(), ctx)
         outputs = {site.label: site.output for site, _ in layers.values()}
-        return Layered(model, outputs, self._ladder(), build, skipped, notes)
-
-    def _ladder(self) -> tuple[str, ...]:
-        return ("int4", "int8", FLOAT) if self.bits == 4 else ("int8", FLOAT)
+        return Layered(model, outputs, ladder(self.bits), build, skipped, notes)
 
     def _quantized(
         self, module: object, names: Mapping[str, str], sites: list[Site], ctx: Context

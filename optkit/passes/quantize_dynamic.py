@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from optkit.model.model import Form, Model
@@ -59,7 +58,7 @@ class QuantizeDynamic(Quantizer):
         Raises:
             PassError: the model's opset is too old and cannot be raised.
         """
-        from optkit.passes._ir import frozen_inputs, load_ir, op_counts, save_ir
+        from optkit.passes._ir import frozen_inputs, load_ir, op_counts, written
         from optkit.passes._quant.cpu import reduce_range
         from optkit.passes._quant.dynamic import Builder, find, prepare
         from optkit.passes._quant.integer import Rounding
@@ -71,9 +70,7 @@ class QuantizeDynamic(Quantizer):
         notes = [*unused(self.exclude, [*found.layers, *dict(found.skipped)]), *(frozen if found.layers else ())]
         notes.append(self._told(found, op_counts(graph)))
         if renamed and found.layers:
-            model = replace(model, path=ctx.workdir / FLOAT_FOLDER / "model.onnx")
-            model.path.parent.mkdir()
-            save_ir(graph.clone(), model.path)
+            model = written(model, graph.clone(), ctx.workdir / FLOAT_FOLDER)
         narrow = reduce_range(self.reduce_range, ctx.target)
         rounding = Rounding(per_channel=self.per_channel, reduce_range=narrow)
         build = Builder(model, graph, found, rounding, ctx.workdir, self.sentence())

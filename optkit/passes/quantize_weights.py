@@ -10,8 +10,8 @@ from pydantic import Field
 
 from optkit.model.model import Form, Model
 from optkit.passes._base import Context
-from optkit.passes._quant.layered import FLOAT, Layered, Quantizer, never
-from optkit.passes._quant.nbits import Blocks, Grid
+from optkit.passes._quant.layered import Layered, Quantizer, never
+from optkit.passes._quant.nbits import CALIBRATED, Blocks, Grid, ladder
 from optkit.passes._quant.select import already_quantized, nothing, unused
 
 WeightOp = Literal["MatMul", "Gemm", "Gather"]
@@ -66,22 +66,17 @@ class QuantizeWeights(Quantizer):
 
     def reads(self) -> tuple[str, ...]:
         """The split calibration for gptq and awq."""
-        return (*(["calibration"] if self.method in ("gptq", "awq") else []), *super().reads())
+        return (*(["calibration"] if self.method in CALIBRATED else []), *super().reads())
 
     def layered(self, model: Model, ctx: Context) -> Layered:
         """Find the layers, and do with calibration data what has to be done but once."""
-        from optkit.passes._ir import frozen_inputs, inline, load_ir, op_counts, raise_opset
-        from optkit.passes._quant.from_data import compensated, saved, scaled
-        from optkit.passes._quant.nbits_build import Build
-        from optkit.passes._quant.nbits_graph import scaled_biases
+        from optkit.passes._ir import written
+        from optkit.passes._quant.from_data import compensated, scaled
+        from optkit.passes._quant.nbits_build import Build, open_graph
         from optkit.passes._quant.sites import find_sites
 
-        loaded = load_ir(model.path)
-        notes, functions, found = frozen_inputs(loaded), bool(loaded.functions), op_counts(loaded)
         standard = self.format == "qdq" or (self.format == "auto" and ctx.target.provider not in OWN_OPERATORS)
-        graph = raise_opset(inline(loaded), OPSET) if standard else inline(loaded)
-        scaled_biases(graph)
-        model = saved(model, graph, ctx, "inlined") if functions else model
+        model, graph, found, notes = open_graph(model, ctx, OPSET if standard else 0)
         grid = Grid(self.bits, self.block_size, self.symmetric)
         look = partial(find_sites, graph, self.ops, self.exclude, grid)
         sites, skipped, labels = look()
@@ -93,7 +88,7 @@ class QuantizeWeights(Quantizer):
         done: dict[Hashable, Blocks] = {}
         if self.method == "awq":
             told_scales, changed = scaled(model, graph, sites, grid, ctx)
-            model = saved(model, graph, ctx, "scaled") if changed else model
+            model = written(model, graph, ctx.workdir / "scaled") if changed else model
             notes += told_scales
             sites = look()[0]
         if self.method == "gptq":
@@ -112,5 +107,5 @@ class QuantizeWeights(Quantizer):
             hqq=self.method == "hqq",
             done=done,
         )
-        ladder = ("int4", "int8", FLOAT) if self.bits == 4 else ("int8", FLOAT)
-        return Layered(model, {site.label: site.output for site in sites}, ladder, build, skipped, notes)
+        layers = {site.label: site.output for site in sites}
+        return Layered(model, layers, ladder(self.bits), build, skipped, notes)

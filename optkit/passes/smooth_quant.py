@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -127,12 +126,10 @@ class SmoothQuant(Pass):
 @contextmanager
 def _inlined(model: Model, graph: ir.Model, ctx: Context) -> Iterator[Model]:
     """A file, for a while, in which inner tensors have the names that they have in ``graph``."""
-    from optkit.passes._ir import save_ir
+    from optkit.passes._ir import written
 
     folder = ctx.workdir / "inlined"
-    folder.mkdir()
-    save_ir(graph, folder / "model.onnx")
-    yield replace(model, path=folder / "model.onnx")
+    yield written(model, graph, folder)
     shutil.rmtree(folder)
 
 

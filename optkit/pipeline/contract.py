@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, islice
 
-import numpy as np
-
-from optkit.data.dataset import Arrays, Batch, Dataset
+from optkit.data.dataset import Arrays, Batch, Dataset, spread
 from optkit.errors import GivenError
 from optkit.evaluate.judge import judge
 from optkit.evaluate.limits import Limits
@@ -41,9 +39,7 @@ class Check:
 
 def check_split(job: Job) -> Dataset:
     """The few samples that every step is checked on."""
-    dataset = job.splits.get("search") or job.splits["evaluation"]
-    some = np.linspace(0, dataset.count - 1, min(CHECK_SAMPLES, dataset.count))
-    return dataset.subset(some.astype(np.int64), "search")
+    return spread(job.splits.get("search") or job.splits["evaluation"], CHECK_SAMPLES, "search")
 
 
 def check_batches(job: Job) -> int:

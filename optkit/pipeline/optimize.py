@@ -13,6 +13,7 @@ from optkit.evaluate.judge import add_limits, budget_limits, measured_on
 from optkit.model.manifest import LimitResult, Manifest, StepRecord, Timing, Verdict
 from optkit.model.model import Model
 from optkit.passes._base import Pass
+from optkit.passes._quant.layered import GIVEN_BACK
 from optkit.pipeline.cache import key_of
 from optkit.pipeline.context import Progress, judge_on, silent
 from optkit.pipeline.contract import may_change
@@ -201,7 +202,7 @@ def _repaired(records: Sequence[StepRecord]) -> str:
     """What was given back to hold the limits, or is the best that was found, in sentences."""
     repairing = [record for record in records if record.status == "changed" and record.config.get("repair")]
     kept = [each for record in repairing for each in record.decisions if each.kept]
-    names = [each.where for record in repairing for each in record.skipped if each.what.startswith("given back")]
+    names = [each.where for record in repairing for each in record.skipped if each.what.startswith(GIVEN_BACK)]
     listed = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
     return " ".join(f"{each.what.capitalize()}{listed}: {each.reason}." for each in kept)
 

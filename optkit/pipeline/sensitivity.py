@@ -150,7 +150,7 @@ def _ranked(job: Job, step: Step, before: Model, watch: Progress) -> _Ranked:
         verdict = ctx.judge(full.model)
         count = len(layered.layers)
         alone = trials_of(layered) == count and count * verdict.measured_on.samples <= DROPS
-        effects = rank(layered, ctx, full.model, judged=verdict if verdict.metrics and alone else None)
+        effects = rank(layered, ctx, full.model, verdict, drops=bool(verdict.metrics) and alone)
         notes = [*layered.notes, *full.notes]
         return _Ranked(effects, _details(layered), layered.skipped, verdict, notes)
 

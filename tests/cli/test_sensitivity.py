@@ -42,7 +42,7 @@ def test_json_has_everything(tmp_path: Path) -> None:
     body = ask(tmp_path, "--json", "--set", "passes.quantize-dynamic.per_channel=false").body
     result = body["result"]
     assert (body["verb"], body["ok"], result["step"]) == ("sensitivity", True, "quantize-dynamic")
-    assert "per_channel: False" in result["sentence"]
+    assert "per_channel: false" in result["sentence"]
     assert len(result["layers"]) == 2 and result["layers"][0]["error"] >= result["layers"][1]["error"] > 0
     assert result["quantized"]["limits"] and result["measured_on"]["split"] == "search"
 

@@ -172,7 +172,7 @@ def test_labelled_limits_apply_only_with_labels():
         for name in ("labelled.metric_drop", "labelled.cosine"):
             assert (found(without, name).held, found(without, name).note) == (None, "not checked: no labelled data")
     nameless = found(verdict(same, same, toy(10, labels=LABELS), limits=limits), "labelled.metric_drop")
-    assert (nameless.held, nameless.note) == (None, "not checked: no metric is named")
+    assert (nameless.held, nameless.note) == (None, "not checked: no metric is named: --metric NAME measures it")
 
 
 @pytest.mark.parametrize(

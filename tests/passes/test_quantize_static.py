@@ -11,7 +11,9 @@ from optkit.model.target import Target
 from optkit.passes.quantize_static import QuantizeStatic
 from optkit.recipe.load import load_recipe
 from tests.helpers import MemoryData, normal, onnx_model, open_any, ops_of, relative_error, run_onnx, run_pass
-from tests.passes._quant.static_layers import layered_of
+from tests.passes._quant import static_layers
+from tests.passes._quant.static_layers import FRESH, layered_of
+from tests.passes._quant.static_layers import X as DATA
 
 CNN = """cnn (float[batch,3,16,16] x) => (float[batch,10] y) {
     [conv1] c1 = Conv<pads = [1,1,1,1]>(x, w1, b1)
@@ -24,16 +26,7 @@ CNN = """cnn (float[batch,3,16,16] x) => (float[batch,10] y) {
     [head] l = Gemm(f, w3, b3)
     [soft] y = Softmax(l)
 }"""
-WEIGHTS = {
-    "w1": normal(8, 3, 3, 3, seed=1, scale=0.3),
-    "b1": normal(8, seed=2, scale=0.1),
-    "w2": normal(8, 8, 3, 3, seed=3, scale=0.1),
-    "b2": normal(8, seed=4, scale=0.1),
-    "w3": normal(8, 10, seed=5, scale=3),
-    "b3": normal(10, seed=6, scale=0.1),
-}
-DATA = {"x": normal(64, 3, 16, 16, seed=7)}
-FRESH = {"x": normal(16, 3, 16, 16, seed=8)}
+WEIGHTS = {**static_layers.WEIGHTS, "b2": normal(8, seed=4, scale=0.1)}
 X86 = pytest.mark.skipif(not machine().is_x86, reason="uint8 activations are chosen on x86 only")
 
 

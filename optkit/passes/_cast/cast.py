@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from optkit.passes._base import Outcome, Pass
@@ -55,14 +54,12 @@ def cast_graph(pass_: Pass, model: Model, ctx: Context, half: Half, exclude: Seq
 def _watch(graph: ir.Model, model: Model, ctx: Context, *, as_it_is: bool) -> dict[str, Seen]:
     """What the tensors of ``graph`` hold; a graph that is no longer the model's file becomes one for that."""
     from optkit.passes._cast.choose import watch
-    from optkit.passes._ir import save_ir
+    from optkit.passes._ir import written
 
     if as_it_is:
         return watch(graph, model, ctx)
     folder = ctx.workdir / "watched"
-    folder.mkdir()
-    save_ir(graph, folder / "model.onnx")
-    seen = watch(graph, replace(model, path=folder / "model.onnx"), ctx)
+    seen = watch(graph, written(model, graph, folder), ctx)
     shutil.rmtree(folder)
     return seen
 

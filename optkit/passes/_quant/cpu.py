@@ -12,7 +12,6 @@ from optkit.model.target import Target
 ActivationType = Literal["auto", "uint8", "int8", "int16"]
 SYMMETRIC = frozenset({"cuda", "tensorrt", "nv_tensorrt_rtx", "rocm", "migraphx"})
 """Providers of graphics processors: their integer kernels know no zero point."""
-NARROW = "weights use 7 bits, as int8 sums saturate on x86 processors without VNNI"
 
 
 @dataclass(frozen=True)

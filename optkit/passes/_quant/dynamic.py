@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Literal
 
-from optkit.passes._ir import inline, node_label, raise_opset
+from optkit.passes._ir import derived, inline, node_label, raise_opset
 from optkit.passes._quant.attention import ATTENTION
 from optkit.passes._quant.integer import Parts, Refusal, Rounding
 from optkit.passes._quant.layered import Built
@@ -120,8 +120,6 @@ class Builder:
 
     def __call__(self, levels: Mapping[str, str]) -> Built:
         """The model with every layer in int8 that has no level or the level int8; see ``Layered.build``."""
-        from optkit.passes._ir import remove_unused, save_ir
-
         made = self.graph.clone()
         parts = Parts(made, self.rounding)
         changes = []
@@ -129,10 +127,6 @@ class Builder:
             label = self.found.at.get(place)
             if label is not None and levels.get(label, INT8) == INT8:
                 changes.append((label, KINDS[node.domain, node.op_type].rewrite(node, parts)))
-        remove_unused(made)
-        folder = self.workdir / f"int8-{next(self.number)}"
-        folder.mkdir()
-        save_ir(made, folder / "model.onnx")
+        model = derived(self.source, made, self.workdir / f"int8-{next(self.number)}", self.sentence)
         notes = [BATCH_NOTE, *([NARROW_NOTE] if self.rounding.reduce_range else [])]
-        model = self.source.derive(folder / "model.onnx", "onnx", self.sentence)
         return Built(model, changes, notes if changes else [])

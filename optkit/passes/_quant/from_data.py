@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from optkit.model.model import Model
 from optkit.passes._base import Context
-from optkit.passes._ir import node_label, save_ir
+from optkit.passes._ir import node_label
 from optkit.passes._quant.awq import scale_groups
 from optkit.passes._quant.gptq import Compensation, gptq
 from optkit.passes._quant.groups import find_groups
@@ -62,11 +61,3 @@ def _measured(model: Model, widths: Mapping[str, int], ctx: Context, notes: list
         if told and told not in notes:
             notes.append(told)
         yield known
-
-
-def saved(model: Model, graph: ir.Model, ctx: Context, name: str) -> Model:
-    """The float model as it is now, in a folder of that name below the workdir."""
-    path = ctx.workdir / name / "model.onnx"
-    path.parent.mkdir()
-    save_ir(graph, path)
-    return replace(model, path=path)

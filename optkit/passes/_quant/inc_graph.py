@@ -11,10 +11,8 @@ block gives ``sum x (q - z) s = sum x (q - round(z)) s - r s sum x``.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
-from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,30 +21,17 @@ import numpy as np
 
 from optkit.model.model import Model
 from optkit.passes._base import Context
-from optkit.passes._ir import add_constant, frozen_inputs, inline, load_ir, op_counts, remove_unused, save_ir
+from optkit.passes._ir import add_constant, derived
 from optkit.passes._quant.inc_layers import Taken
 from optkit.passes._quant.integer import replace
 from optkit.passes._quant.layered import FLOAT, Built
 from optkit.passes._quant.nbits import Blocks, Floats, Grid
-from optkit.passes._quant.nbits_graph import CONTRIB, Writer, scaled_biases
+from optkit.passes._quant.nbits_graph import CONTRIB, Writer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from optkit.passes._quant.sites import Site
-
-
-def open_graph(model: Model, ctx: Context) -> tuple[Model, ir.Model, Counter[str], list[str]]:
-    """The model and its graph with every node in sight, its operators as they were, and notes."""
-    loaded = load_ir(model.path)
-    notes, found, functions = frozen_inputs(loaded), op_counts(loaded), bool(loaded.functions)
-    graph = inline(loaded)
-    scaled_biases(graph)
-    if functions:  # inner tensors may have other names now
-        model = dataclasses.replace(model, path=ctx.workdir / "inlined" / "model.onnx")
-        model.path.parent.mkdir()
-        save_ir(graph, model.path)
-    return model, graph, found, notes
 
 
 def match(sites: Iterable[Site], layers: Mapping[str, Floats]) -> dict[str, str]:
@@ -98,11 +83,8 @@ class Bridge:
                 blocks = self._finer(site, taken.blocks.grid)
                 changes.append((site.label, writer.linear(nodes[index], site, blocks)))
         made.opset_imports[CONTRIB] = 1
-        remove_unused(made)
         folder = self.ctx.workdir / f"build-{next(self.count)}"
-        folder.mkdir()
-        save_ir(made, folder / "model.onnx")
-        return Built(self.model.derive(folder / "model.onnx", "onnx", self.sentence), changes)
+        return Built(derived(self.model, made, folder, self.sentence), changes)
 
     def _finer(self, site: Site, grid: Grid) -> Blocks:
         if site.key not in self.finer:

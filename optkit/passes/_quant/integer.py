@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.passes._ir import constant
+from optkit.passes._ir import add_constant, constant
 from optkit.passes._quant.weights import quantize_weights, unfit
 
 if TYPE_CHECKING:
@@ -121,22 +120,12 @@ class Parts:
         return weights, scales
 
     def initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """A new initializer, seen from every subgraph, under ``name`` or, where that is taken, ``name_2`` and so on."""
-        return new_initializer(self._model.graph, name, array)
+        """A new initializer, seen from every subgraph, see ``add_constant``."""
+        return add_constant(self._model.graph, name, array)
 
     def declare_contrib(self) -> None:
         """State that the model uses onnxruntime's own operators."""
         self._model.opset_imports.setdefault("com.microsoft", 1)
-
-
-def new_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """``array`` as an initializer of ``graph``, under ``name`` or, where that is taken, ``name_2`` and so on."""
-    import onnx_ir as ir
-
-    names = (f"{name}_{number}" if number > 1 else name for number in count(1))
-    value = ir.val(next(free for free in names if free not in graph.initializers), const_value=ir.tensor(array))
-    graph.register_initializer(value)
-    return value
 
 
 def replace(node: ir.Node, nodes: list[ir.Node]) -> None:

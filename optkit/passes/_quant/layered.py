@@ -18,6 +18,8 @@ Entries = Sequence[tuple[str, str]]
 """(where, what)."""
 FLOAT = "float32"
 """The last rung of every ladder."""
+GIVEN_BACK = "given back"
+"""How what is said of a layer in ``Repaired.given_back`` begins."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,6 @@ class Quantizer(Pass):
     def _outcome(self, model: Model, ctx: Context) -> Outcome:
         layered = self.layered(model, ctx)
         done = self._done(layered, ctx) if layered.layers else Repaired(Built(model, ()))
-        _keep_only(done.built.model.path, ctx.workdir)
         return Outcome(
             done.built.model,
             len(done.built.changes),
@@ -121,13 +122,6 @@ class Quantizer(Pass):
         if reason is None:
             return hold_budget(layered, ctx, by_speed=self.for_speed)
         return Repaired(layered.build({}), notes=[reason] if reason else [])
-
-
-def _keep_only(path: Path, workdir: Path) -> None:
-    """Remove what else lies in the workdir: float models that layers were taken from."""
-    for each in workdir.iterdir():
-        if each not in path.parents and each.is_dir():
-            shutil.rmtree(each)
 
 
 def never(levels: Mapping[str, str]) -> Built:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.passes._ir import constant
+from optkit.passes._ir import add_constant, constant
 from optkit.passes._quant.integer import (
     Kind,
     Parts,
@@ -22,7 +22,6 @@ from optkit.passes._quant.integer import (
     Rounded,
     Rounding,
     float_weights,
-    new_initializer,
     optional_input,
     replace,
 )
@@ -68,7 +67,7 @@ def fold_weights(model: ir.Model) -> None:
             array = None if value is None or constant(value) is not None else _computed(value, model)
             if value is not None and array is not None:
                 key = (array.shape, array.dtype, hashlib.sha256(array.tobytes()).digest())
-                made[key] = made.get(key) or new_initializer(model.graph, f"{value.name}_folded", array)
+                made[key] = made.get(key) or add_constant(model.graph, f"{value.name}_folded", array)
                 node.replace_input_with(index, made[key])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optkit.passes._quant.stream import Floats, stream
+from optkit.passes._quant.unpadded import shown
 
 if TYPE_CHECKING:
     from optkit.data.dataset import Dataset
@@ -59,7 +60,7 @@ def grouped(widths: Mapping[str, int], limit: int = GROUP_BYTES) -> Iterator[lis
 
 
 def measure(model: Model, widths: Mapping[str, int], ctx: Context, data: Dataset) -> dict[str, Moments]:
-    """Feed every batch once.
+    """Feed every batch once. Positions of padding do not count.
 
     Args:
         model: an ONNX model.
@@ -71,9 +72,9 @@ def measure(model: Model, widths: Mapping[str, int], ctx: Context, data: Dataset
         DataError, PassError: a tensor is infinite or NaN.
     """
     found = {name: Moments.of(width) for name, width in widths.items()}
-    for arrays in stream(model, list(widths), ctx, data):
+    for batch, arrays in zip(data.batches(), stream(model, list(widths), ctx, data), strict=False):
         for name, values in arrays.items():
-            found[name].add(values)
+            found[name].add(shown(values, batch))
     return found
 
 

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.passes._quant.layered import FLOAT
+
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 CHUNK = 1 << 18
 """Weights that are worked on at a time, so that they stay in the processor's cache."""
+CALIBRATED = ("gptq", "awq")
+"""Methods that look at data."""
+
+
+def ladder(bits: int) -> tuple[str, ...]:
+    """Precisions of a layer of 4 or 8 bits, see ``Layered.ladder``."""
+    return ("int4", "int8", FLOAT) if bits == 4 else ("int8", FLOAT)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,16 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optkit.model.model import Model
-from optkit.passes._ir import remove_unused, save_ir
+from optkit.passes._ir import derived, frozen_inputs, inline, load_ir, op_counts, raise_opset, written
 from optkit.passes._quant.hqq import fit_hqq
 from optkit.passes._quant.layered import FLOAT, Built
 from optkit.passes._quant.nbits import Blocks, Grid
-from optkit.passes._quant.nbits_graph import CONTRIB, Writer
+from optkit.passes._quant.nbits_graph import CONTRIB, Writer, scaled_biases
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from optkit.passes._base import Context
     from optkit.passes._quant.sites import Site
+
+
+def open_graph(model: Model, ctx: Context, opset: int = 0) -> tuple[Model, ir.Model, Counter[str], list[str]]:
+    """The model and its graph with every node in sight at ``opset`` or later, its operators as they were, and notes."""
+    loaded = load_ir(model.path)
+    notes, found, functions = frozen_inputs(loaded), op_counts(loaded), bool(loaded.functions)
+    graph = raise_opset(inline(loaded), opset)
+    scaled_biases(graph)
+    if functions:  # inner tensors may have other names now
+        model = written(model, graph, ctx.workdir / "inlined")
+    return model, graph, found, notes
 
 
 @dataclass
@@ -56,12 +69,9 @@ class Build:
                 changes[site.label] = write(nodes[site.index], site, self._blocks(site, self._bits(site, level)))
         if not self.standard:
             made.opset_imports[CONTRIB] = 1
-        remove_unused(made)
-        path = self.workdir / f"build-{next(self.number)}" / "model.onnx"
-        path.parent.mkdir()
-        save_ir(made, path)
+        model = derived(self.model, made, self.workdir / f"build-{next(self.number)}", self.sentence)
         ordered = [(site.label, changes[site.label]) for site in self.sites if site.label in changes]
-        return Built(self.model.derive(path, "onnx", self.sentence), ordered)
+        return Built(model, ordered)
 
     def _bits(self, site: Site, level: str) -> int:
         bits = int(level.removeprefix("int"))

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.passes._ir import constant
-from optkit.passes._quant.integer import new_initializer, replace
+from optkit.passes._ir import add_constant, constant
+from optkit.passes._quant.integer import replace
 from optkit.passes._quant.linear import read_layer
 from optkit.passes._quant.nbits import Blocks, pack
 
@@ -139,7 +139,7 @@ class Writer:
         key = (site.key, blocks.grid, what, graph)
         if key not in self.made:
             name = f"{site.source.name}_{what.split(maxsplit=1)[0]}_{blocks.grid.bits}bit"
-            self.made[key] = new_initializer(graph, name, np.ascontiguousarray(make()))
+            self.made[key] = add_constant(graph, name, np.ascontiguousarray(make()))
         return self.made[key]
 
 
@@ -153,9 +153,8 @@ def scaled_biases(model: ir.Model) -> None:
         beta, bias = float(node.attributes.get_float("beta", 1.0)), constant(node.inputs[2])
         if beta != 1.0 and bias is not None and node.inputs[2] is not None:
             name = f"{node.inputs[2].name}_scaled"
-            node.replace_input_with(
-                2, new_initializer(model.graph, name, np.asarray(bias * np.asarray(beta, bias.dtype)))
-            )
+            scaled = np.asarray(bias * np.asarray(beta, bias.dtype))
+            node.replace_input_with(2, add_constant(model.graph, name, scaled))
             node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
 
 

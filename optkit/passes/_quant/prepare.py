@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optkit.model.model import Model
 from optkit.passes._base import Context
-from optkit.passes._ir import constant, frozen_inputs, inline, load_ir, op_counts, quiet, raise_opset, save_ir
+from optkit.passes._ir import (
+    add_constant,
+    constant,
+    frozen_inputs,
+    inline,
+    load_ir,
+    op_counts,
+    quiet,
+    raise_opset,
+    written,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,10 +53,7 @@ def prepare(model: Model, ctx: Context) -> Prepared:
     for node in graph.graph:
         node.name = node.name or f"{node.op_type}_{node.outputs[0].name}"
     NameFixPass()(graph)
-    path = ctx.workdir / FLOAT_FOLDER / "model.onnx"
-    path.parent.mkdir()
-    save_ir(graph, path)
-    return Prepared(replace(model, path=path), graph, found, [*notes, *_advice(graph)])
+    return Prepared(written(model, graph, ctx.workdir / FLOAT_FOLDER), graph, found, [*notes, *_advice(graph)])
 
 
 def _help_convolutions(model: ir.Model) -> None:
@@ -101,8 +108,7 @@ def _pool(model: ir.Model, node: ir.Node) -> None:
     name = node.name or f"{node.op_type}_{node.outputs[0].name}"
     nodes = [ir.node("GlobalAveragePool", [node.inputs[0]], name=name)]
     if not kept:
-        axes = ir.val(f"{name}_axes", const_value=ir.tensor(np.array([2, 3]), name=f"{name}_axes"))
-        model.graph.register_initializer(axes)
+        axes = add_constant(model.graph, f"{name}_axes", np.array([2, 3]))
         nodes[0].outputs[0].name = f"{name}_pooled"
         nodes.append(ir.node("Squeeze", [nodes[0].outputs[0], axes], name=f"{name}_squeeze"))
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs)

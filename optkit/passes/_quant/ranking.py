@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from optkit.data.dataset import spread
 from optkit.passes._quant.layered import FLOAT, Layered, discard
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def trials_of(layered: Layered) -> int:
     return min(len(layered.layers), affordable)
 
 
-def rank(layered: Layered, ctx: Context, full: Model, *, judged: Verdict | None = None) -> list[Effect]:
+def rank(layered: Layered, ctx: Context, full: Model, judged: Verdict, *, drops: bool = False) -> list[Effect]:
     """All layers, the one that costs most first, by the error that comes out of the model on the split search.
 
     With only that layer quantized. What it does to its own output says little: a Relu behind may drop it, a
@@ -78,17 +77,19 @@ def rank(layered: Layered, ctx: Context, full: Model, *, judged: Verdict | None 
         layered: the layers; ties stay in its order.
         ctx: runs the models. What is found is remembered.
         full: with all layers quantized.
-        judged: the verdict on it, where the drop of its task metric is also to be measured for each layer, on all of
-            the split search; then each is tried alone.
+        judged: the verdict on it, whose notes on the outputs say how they are masked and pooled.
+        drops: also measure the drop of the verdict's task metric for each layer, on all of the split search; then each
+            is tried alone.
     """
     data = ctx.batches("search")
-    trials = trials_of(layered) if judged is None else len(layered.layers)
+    trials = trials_of(layered) if not drops else len(layered.layers)
     facts: dict[str, Any] = {"what": "ranking", "float": layered.model.digest, "quantized": full.digest}
     facts |= {"layers": dict(layered.layers), "data": data.digest, "trials": trials, "samples": SAMPLES}
-    facts |= {"judged": None if judged is None else judged.model_dump(mode="json")}
+    facts |= {"original": ctx.original.digest, "outputs": {each.name: each.note for each in judged.outputs}}
+    facts |= {"metrics": [each.model_dump(mode="json") for each in judged.metrics] if drops else None}
 
     def make() -> dict[str, Any]:
-        found = _Trials(layered, ctx, data, judged is not None).effects(trials)
+        found = _Trials(layered, ctx, data, drops).effects(trials)
         return {"effects": [(each.label, each.error, each.among, each.drop) for each in found]}
 
     effects = {each[0]: Effect(*each) for each in ctx.remember(facts, make)["effects"]}
@@ -100,8 +101,7 @@ class _Trials:
 
     def __init__(self, layered: Layered, ctx: Context, data: Dataset, drops: bool) -> None:
         self._layered, self._ctx, self._drops = layered, ctx, drops
-        count = min(SAMPLES, data.count)
-        self._data = data.subset(np.linspace(0, data.count - 1, count).astype(np.int64), data.split)
+        self._data = spread(data, SAMPLES, data.split)
 
     def effects(self, trials: int) -> Iterator[Effect]:
         """Of every layer, after so many trials."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from optkit.model.manifest import Decision, Ratio
 from optkit.passes._base import Context
-from optkit.passes._quant.layered import FLOAT, Layered, Repaired
+from optkit.passes._quant.layered import FLOAT, GIVEN_BACK, Layered, Repaired
 from optkit.passes._quant.ranking import Effect, rank
 from optkit.passes._quant.trials import NONE, Levels, Trials
 
@@ -47,14 +47,14 @@ def hold_budget(layered: Layered, ctx: Context, *, by_speed: bool = True) -> Rep
         return _untouched(trials, f"no repair: in float32 the split search misses the limits too: {missed}")
     if trials.holds(NONE):
         return _untouched(trials, "repair: the limits hold as far as the split search can tell, nothing is given back")
-    ranking = rank(layered, ctx, trials.built(NONE).model)
+    ranking = rank(layered, ctx, trials.built(NONE).model, trials.judged[NONE])
     chosen, decisions = _chosen(trials, ranking, by_speed)
     if not decisions:
         return _untouched(
             trials, "repair: the limits just hold on the split search, and giving back makes it no better"
         )
     words = {each.label: each.words() for each in ranking}
-    given_back = [(label, f"given back to {to}: {words[label]}") for label, to in trials.ordered(chosen)]
+    given_back = [(label, f"{GIVEN_BACK} to {to}: {words[label]}") for label, to in trials.ordered(chosen)]
     notes = [f"repair: {each.what}; {each.reason}" for each in decisions if each.kept]
     return Repaired(trials.keep_only(chosen), given_back, decisions, [*notes, *trials.notes])
 

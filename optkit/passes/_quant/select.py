@@ -63,11 +63,11 @@ def commonest(skipped: Sequence[tuple[str, str]]) -> str:
     return "".join(f"; {count} were looked at and left: {reason}" for reason, count in reasons)
 
 
-def unused(patterns: Iterable[str], names: Iterable[str], option: str = "exclude") -> list[str]:
-    """A sentence for every pattern of ``option`` that fits no node, which is a typo more often than not."""
+def unused(patterns: Iterable[str], names: Iterable[str], option: str = "exclude", what: str = "node") -> list[str]:
+    """A sentence for every pattern of ``option`` that fits no node or other ``what``: a typo more often than not."""
     known = list(names)
     idle = [pattern for pattern in patterns if not any(excluded(name, [pattern]) for name in known)]
-    return [f"{option} '{pattern}' matches no node{_meant(pattern, known)}" for pattern in idle]
+    return [f"{option} '{pattern}' matches no {what}{_meant(pattern, known)}" for pattern in idle]
 
 
 def _meant(pattern: str, known: Sequence[str]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,10 +83,11 @@ class Builder:
     sentence: str
     forced: bool
     correct_bias: bool
+    number: Iterator[int] = field(default_factory=count)
 
     def __call__(self, levels: Mapping[str, str]) -> Built:
         """Read the float graph again, and write it with integers into a fresh folder."""
-        from optkit.passes._ir import load_ir, remove_unused, save_ir
+        from optkit.passes._ir import derived, load_ir
         from optkit.passes._quant.flow import Flow
         from optkit.passes._quant.qdq import QdqWriter
 
@@ -94,10 +95,8 @@ class Builder:
         held, _ = Flow(model.graph, self.chosen, self.sizes, forced=self.forced).held(levels, next(iter(self.grids)))
         writer = QdqWriter(model, held, self.grids, self.activations, self.weights, correct_bias=self.correct_bias)
         changes = writer.write()
-        remove_unused(model)
-        path = Path(tempfile.mkdtemp(prefix="built-", dir=self.workdir)) / "model.onnx"
-        save_ir(model, path)
-        return Built(self.source.derive(path, "onnx", self.sentence), changes)
+        folder = self.workdir / f"int8-{next(self.number)}"
+        return Built(derived(self.source, model, folder, self.sentence), changes)
 
 
 def told(build: Builder) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.data.dataset import take
 from optkit.errors import DataError, PassError
 
 if TYPE_CHECKING:
@@ -43,16 +44,12 @@ def stream(
     results = ctx.run(model, data, outputs=inner) if inner else repeat({})
     for done, (batch, found) in enumerate(zip(fed, results, strict=False)):
         taken = {} if batch is None else {name: batch.inputs[name] for name in given if name in batch.inputs}
-        rows = {name: _trim(array, axes.get(name), batch.size) for name, array in taken.items()} if batch else {}
+        rows = {name: take(array, axes.get(name), slice(batch.size)) for name, array in taken.items()} if batch else {}
         arrays = {name: array for name, array in {**rows, **found}.items() if array.dtype == np.float32 and array.size}
         for name, array in arrays.items():
             _check_finite(name, array, done * data.batch, axes.get(name, 0) if name in inputs else None)
         yield {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
         ctx.progress(run * batches + done + 1, max(runs * batches, run * batches + done + 1))
-
-
-def _trim(array: Array, axis: int | None, size: int) -> Array:
-    return array if axis is None else array[(slice(None),) * axis + (slice(size),)]
 
 
 def _check_finite(name: str, values: Array, first: int, axis: int | None) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from optkit.data.dataset import take
 from optkit.model.signature import Signature
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from optkit.data.dataset import Array, Arrays, Dataset
+    from optkit.data.dataset import Arrays, Batch, Dataset
     from optkit.passes._base import Context
 
 MASK = "attention_mask"
@@ -45,6 +47,22 @@ def few(ctx: Context, samples: int, width: int) -> list[str]:
     return [told] if rows < ENOUGH * width else []
 
 
+def shown(values: NDArray[np.float32], batch: Batch) -> NDArray[np.float32]:
+    """The rows of a tensor that the batch's ``attention_mask`` shows; all where its rows are not the mask's positions.
+
+    Args:
+        values: [batch, seq, ..., width] or [batch x seq, width].
+        batch: its ``attention_mask`` is [batch, seq].
+    """
+    mask = batch.inputs.get(MASK)
+    if mask is None or mask.ndim != 2:
+        return values
+    kept: NDArray[np.bool_] = mask[: batch.size] != 0
+    if values.shape[:2] == kept.shape and values.ndim > 2:
+        return values[kept]
+    return values[kept.ravel()] if values.ndim == 2 and len(values) == kept.size else values
+
+
 def unpadded(data: Dataset, signature: Signature, limit: int) -> Iterator[tuple[Arrays, int]]:
     """(inputs by name, how many samples they are) of at most ``limit`` samples.
 
@@ -56,15 +74,11 @@ def unpadded(data: Dataset, signature: Signature, limit: int) -> Iterator[tuple[
         if size == 0:
             return
         limit -= size
-        rows = {name: _rows(array, axes.get(name), slice(size)) for name, array in batch.inputs.items()}
+        rows = {name: take(array, axes.get(name), slice(size)) for name, array in batch.inputs.items()}
         if MASK not in rows or axes.get(MASK) != 0 or rows[MASK].all():
             yield rows, size
         else:
             yield from ((_sample(rows, signature, index), 1) for index in range(size) if rows[MASK][index].any())
-
-
-def _rows(array: Array, axis: int | None, which: slice) -> Array:
-    return array if axis is None else array[(slice(None),) * axis + (which,)]
 
 
 def _sample(rows: Arrays, signature: Signature, index: int) -> Arrays:
@@ -72,5 +86,5 @@ def _sample(rows: Arrays, signature: Signature, index: int) -> Arrays:
     like = signature.input(MASK).shape
     shown = np.flatnonzero(rows[MASK][index])
     axes = signature.batch_axes()
-    one = {name: _rows(array, axes.get(name), slice(index, index + 1)) for name, array in rows.items()}
+    one = {name: take(array, axes.get(name), slice(index, index + 1)) for name, array in rows.items()}
     return {name: array[:, shown] if signature.input(name).shape == like else array for name, array in one.items()}

@@ -11,12 +11,24 @@ import pytest
 
 from optkit.data.dataset import Dataset
 from optkit.evaluate.limits import Limits
+from optkit.evaluate.rows import OutputOptions
 from optkit.model.manifest import OutputFidelity, Verdict
 from optkit.model.model import Model
 from optkit.passes._quant import ranking
-from optkit.passes._quant.layered import Built, Layered
+from optkit.passes._quant.layered import FLOAT, Built, Layered
 from optkit.passes._quant.ranking import Effect, rank, trials_of
-from tests.passes._quant.toy_quantizer import BAD, NAMES, SLIGHT, ToyQuantizer, Watched, chain, context, labelled
+from tests.helpers import MemoryData, normal
+from tests.passes._quant.toy_quantizer import (
+    BAD,
+    NAMES,
+    SLIGHT,
+    WIDTH,
+    ToyQuantizer,
+    Watched,
+    chain,
+    context,
+    labelled,
+)
 
 
 def prepared() -> tuple[Watched, Layered]:
@@ -24,9 +36,14 @@ def prepared() -> tuple[Watched, Layered]:
     return ctx, ToyQuantizer(repair=True).layered(ctx.original, ctx)
 
 
+def ranked(layered: Layered, ctx: Watched) -> list[Effect]:
+    full = layered.build({}).model
+    return rank(layered, ctx, full, ctx.judge(full))
+
+
 def test_alone_each_layer_moves_the_outputs_by_its_error() -> None:
     ctx, layered = prepared()
-    effects = rank(layered, ctx, layered.build({}).model)
+    effects = ranked(layered, ctx)
     assert [each.label for each in effects[:2]] == ["fc2", "fc5"]
     assert {each.label: each.error for each in effects} == pytest.approx(
         {name: BAD.get(name, SLIGHT) for name in NAMES}, rel=1e-3
@@ -37,17 +54,37 @@ def test_alone_each_layer_moves_the_outputs_by_its_error() -> None:
 def test_trials_leave_nothing_behind() -> None:
     ctx, layered = prepared()
     full = layered.build({})
-    rank(layered, ctx, full.model)
+    rank(layered, ctx, full.model, ctx.judge(full.model))
     assert list(ctx.workdir.rglob("*.onnx")) == [full.model.path]
 
 
 def test_a_ranking_is_remembered() -> None:
     ctx, layered = prepared()
     full = layered.build({}).model
-    first = rank(layered, ctx, full)
+    first = rank(layered, ctx, full, ctx.judge(full))
     made: list[object] = []
     again = Layered(layered.model, layered.layers, layered.ladder, made.append)  # type: ignore[arg-type]
-    assert rank(again, ctx, full) == first and not made
+    assert rank(again, ctx, full, ctx.judge(full)) == first and not made
+
+
+def test_a_ranking_is_remembered_for_its_original_and_masking_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one float and one quantized model: what they are compared with, and how, is part of what is known of them."""
+    half = {"x": normal(48, WIDTH, seed=7) * (np.arange(WIDTH) < WIDTH // 2)}
+    first = context(chain(), limits=Limits(), splits={"search": MemoryData("search", half)})
+    layered = ToyQuantizer(repair=True).layered(first.original, first)
+    full = layered.build({}).model
+    other = layered.build(dict.fromkeys(NAMES[:-1], FLOAT)).model
+
+    def errors(ctx: Watched) -> dict[str, float]:
+        return {each.label: each.error for each in rank(layered, ctx, full, ctx.judge(full))}
+
+    plain = errors(first)
+    masked = errors(replace(first, job=replace(first.job, outputs={"y": OutputOptions(mask="x")})))
+    apart = errors(replace(first, job=replace(first.job, original=other)))
+    assert all(masked[name] != pytest.approx(plain[name], rel=1e-6) for name in NAMES)
+    assert apart["fc5"] == pytest.approx(0.0, abs=1e-6) and plain["fc5"] == pytest.approx(BAD["fc5"], rel=1e-3)
+    monkeypatch.setattr(ranking, "_Trials", None)
+    assert errors(replace(first, job=replace(first.job, limits=Limits(cosine=0.5)))) == plain
 
 
 def test_the_number_of_trials_depends_on_sizes_and_on_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +107,8 @@ def test_groups_are_halved_until_the_worst_layers_stand_alone(monkeypatch: pytes
         tried.append([name for name in NAMES if name not in levels])
         return layered.build(levels)
 
-    effects = rank(replace(layered, build=build), ctx, layered.build({}).model)
+    full = layered.build({}).model
+    effects = rank(replace(layered, build=build), ctx, full, ctx.judge(full))
     assert tried == [["fc0", "fc1", "fc2"], ["fc3", "fc4", "fc5"], ["fc0"], ["fc1", "fc2"]]
     assert [each.label for each in effects] == ["fc1", "fc2", "fc3", "fc4", "fc5", "fc0"]
     assert {each.label: each.among for each in effects} == dict(zip(NAMES, (1, 2, 2, 3, 3, 3), strict=True))
@@ -82,7 +120,7 @@ def test_the_drop_of_the_metric_is_measured_for_each_layer_where_it_is_asked_for
     ctx = context(chain(), limits=Limits(), splits=labelled(48), metric="top1", metric_code=True)
     layered = ToyQuantizer(repair=True).layered(ctx.original, ctx)
     full = layered.build({}).model
-    effects = rank(layered, ctx, full, judged=ctx.judge(full))
+    effects = rank(layered, ctx, full, ctx.judge(full), drops=True)
     assert {each.drop for each in effects if each.label not in BAD} == {0.0}
     assert all(each.drop is not None and each.drop > 0.05 for each in effects[:2])
 
@@ -112,7 +150,8 @@ def test_rows_that_are_masked_do_not_count() -> None:
 
     ctx, layered = prepared()
     counting = Counting(**vars(ctx))
-    rank(layered, counting, layered.build({}).model)
+    full = layered.build({}).model
+    rank(layered, counting, full, ctx.judge(full))
     assert seen == [32] * 6  # of the 48 samples of the split, by the verdict's own rules
 
 

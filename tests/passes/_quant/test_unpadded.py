@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from optkit.data.dataset import Batch
 from optkit.model.signature import Signature, TensorSpec
-from optkit.passes._quant.unpadded import few, unpadded
-from tests.helpers import MemoryData
+from optkit.passes._base import Outcome
+from optkit.passes._quant.moments import measure
+from optkit.passes._quant.unpadded import few, shown, unpadded
+from tests.helpers import MemoryData, normal, onnx_model, run_pass
+from tests.pipeline.toy import Toy
 
 TEXT = Signature(tuple(TensorSpec(name, "int64", ("batch", "seq")) for name in ("input_ids", "attention_mask")))
 
@@ -61,3 +65,36 @@ def test_too_few_data_are_told() -> None:
     assert few(context, 128, 5) == ["only 40 positions of calibration text for a layer of 5 inputs: 50 are usual"]
     context.original.signature = Signature((TensorSpec("pixels", "float32", ("batch", 3)),))
     assert few(context, 8, 4) == ["only 8 calibration samples: 128 are usual"]
+
+
+def test_only_what_the_mask_shows_counts_in_moments() -> None:
+    model = onnx_model(
+        "g (int64[batch,seq] attention_mask, float[batch,seq,3] x) => (float[batch,seq,3] y)"
+        " { wide = Cast<to=1>(attention_mask) y = Mul(x, two) }",
+        {"two": np.float32(2)},
+    )
+    mask, x = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1]]), normal(3, 3, 3, seed=4)
+    data = MemoryData("calibration", {"attention_mask": mask, "x": x}, batch=2)
+    found: dict[str, Any] = {}
+
+    class Measure(Toy):
+        def reads(self) -> tuple[str, ...]:
+            return ("calibration",)
+
+        def __call__(self, model: Any, ctx: Any) -> Any:
+            found.update(measure(model, {"y": 3}, ctx, ctx.batches("calibration")))
+            return Outcome(model, 0)
+
+    run_pass(Measure(), model, data={"calibration": data})
+    rows = 2 * x[mask == 1]
+    assert found["y"].rows == 5
+    np.testing.assert_allclose(found["y"].square, rows.T @ rows, rtol=1e-5)
+
+
+def test_flat_rows_are_the_positions_of_the_mask_and_others_all_count() -> None:
+    batch = Batch({"attention_mask": np.array([[1, 0], [1, 1], [0, 0]])}, size=2)
+    flat = np.arange(8.0).reshape(4, 2)
+    np.testing.assert_array_equal(shown(flat, batch), flat[[0, 2, 3]])
+    pooled = np.ones((2, 5))
+    assert shown(pooled, batch) is pooled
+    assert shown(flat, Batch({"x": flat}, size=4)) is flat
