@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-all lint types layers generate fresh samples bench-self bench-peers clean
+.PHONY: help demo test test-all lint types layers generate fresh samples bench-self bench-peers bench-train clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench-self: $(VENV)/.dev ## time optkit itself against the direct library calls
 bench-peers: $(VENV)/.dev ## optkit and its peers on real models; on a quiet machine, half an hour, the first time two
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/render.py
+
+bench-train: $(VENV)/.dev ## prune and distil real models; on a quiet machine, about an hour
+	$(BIN)/python benchmarks/train.py
 
 clean: ## remove what make made
 	rm -rf $(VENV) .venv-ci out build dist

@@ -27,7 +27,7 @@ import models
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from splits import SEED, Images, Reviews, digits_splits, read_reviews, reviews_splits
+from splits import SEED, Images, Reviews, digits_splits, read_reviews, reviews_splits, stored_train
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,9 +52,10 @@ class Sample:
 
 
 def write_data(digits: Mapping[str, Images], reviews: Mapping[str, Reviews], folder: Path) -> None:
-    """All splits but train: digits as .npz, reviews as .csv with the columns text and label."""
+    """Digits as .npz, reviews as .csv with the columns text and label; of the reviews' train split only a part."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split in ("calibration", "search", "evaluation"):
+    reviews = {**reviews, "train": stored_train(reviews["train"])}
+    for split in ("train", "calibration", "search", "evaluation"):
         images = digits[split]
         np.savez_compressed(folder / f"digits_{split}.npz", image=images.image, labels=images.labels)
         with (folder / f"reviews_{split}.csv").open("w", newline="", encoding="utf-8") as file:

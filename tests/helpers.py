@@ -18,6 +18,7 @@ from optkit.evaluate.limits import Limits
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.passes._base import Outcome, Pass
+from optkit.passes._train.training import Training
 from optkit.pipeline.cache import Cache
 from optkit.pipeline.context import StepContext
 from optkit.pipeline.job import Job
@@ -34,6 +35,7 @@ def run_pass(
     target: Target | None = None,
     seed: int = 0,
     original: Model | None = None,
+    training: Training | None = None,
 ) -> Outcome:
     """What ``pass_`` makes of ``model``, in the pipeline's own context; ``original``: what it was made of, else itself.
 
@@ -51,10 +53,10 @@ def run_pass(
         cache=Cache(fresh_dir()),
         synthetic_calibration=True,
         seed=seed,
+        training=training or Training(),
     )
-    return pass_(
-        opened, _Here(job, fresh_dir(), pass_.name(), reads=frozenset(pass_.reads()), times=pass_.decides_by_time())
-    )
+    reads = frozenset(pass_.reads()) | ({"sample"} if opened.form == "torch" else set())
+    return pass_(opened, _Here(job, fresh_dir(), pass_.name(), reads=reads, times=pass_.decides_by_time()))
 
 
 class _Here(StepContext):

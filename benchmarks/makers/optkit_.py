@@ -51,7 +51,7 @@ def products(subject: Subject, folder: Path) -> list[Product]:
 def _made(subject: Subject, folder: Path, label: str, recipe: str, *sets: str) -> Product:
     data = [(split, _content(path)) for split, path in sorted(subject.data.items())]
     sizes = shapes(subject)
-    key = (subject.opened().digest, subject.signature, recipe, sets, _source(), data, sizes, fingerprint(Target()))
+    key = (subject.opened().digest, subject.signature, recipe, sets, sources(), data, sizes, fingerprint(Target()))
     note = f"optkit optimize --recipe {' --set '.join((recipe, *sets))}, its choices timed at {sizes}"
     place = re.sub(r"\W+", "-", f"optkit-{label}")
     found = product(f"optkit {label}", PEER, folder, place, key, partial(_optimize, subject, recipe, sets), note)
@@ -104,7 +104,7 @@ def refused(limits: Sequence[Mapping[str, Any]], exact: bool) -> str:
     return ", ".join(found)
 
 
-def _source() -> str:
+def sources() -> str:
     """Digest of the rooms of optkit that have a part in a result, and of its recipes."""
     root = Path(optkit.__file__).parent
     files = [file for room in ROOMS for file in sorted((root / room).rglob("*.py"))]

@@ -20,7 +20,7 @@ from optkit.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Value = bool | int | float | str | None | list[int]
+Value = bool | int | float | str | None | list[int] | list[str]
 """What an attribute may be set to."""
 
 _NAME = re.compile(r"[A-Za-z]\w*|\d+")

@@ -8,7 +8,7 @@ weights.safetensors  every tensor, tied ones once; ``ties`` in its metadata
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,13 @@ def unfit(model: Model) -> str:
 
 
 def save_module(
-    before: Model, module: nn.Module, operations: Sequence[Operation], folder: Path, sentence: str
+    before: Model,
+    module: nn.Module,
+    operations: Sequence[Operation],
+    folder: Path,
+    sentence: str,
+    *,
+    built: Mapping[str, Any] | None = None,
 ) -> Model:
     """Write a changed module as a folder that builds it again.
 
@@ -52,6 +58,8 @@ def save_module(
         operations: what was done to its structure since ``before``.
         folder: a new one.
         sentence: of the pass, for the lineage.
+        built: what builds the module where it is another one than ``before``: ``{factory: REFERENCE}`` or
+            ``{huggingface: CONFIGURATION}``. None = what builds ``before``, and the surgery on that.
 
     Raises:
         ModelError: ``before`` cannot be built anew, see ``unfit``.
@@ -59,12 +67,16 @@ def save_module(
     if reason := unfit(before):
         raise ModelError(f"{before.path.name} cannot be changed: {reason}.", file=before.path)
     folder.mkdir(parents=True, exist_ok=True)
-    done = [*surgery_of(before), *operations]
-    (folder / SOURCE).write_text(json.dumps(_source(before), indent=1))
+    source = _source(before) if built is None else _with_digest(built)
+    done = [*(surgery_of(before) if built is None else ()), *operations]
+    (folder / SOURCE).write_text(json.dumps(source, indent=1))
     (folder / SURGERY).write_text(json.dumps(plain_surgery(done)))
     _save_weights(module, folder / WEIGHTS)
     lineage = (*before.lineage, sentence)
-    return replace(before, path=folder, form="torch", kind="torch-folder", trust_pickle=False, lineage=lineage)
+    factory = before.factory if built is None else source.get("factory")
+    return replace(
+        before, path=folder, form="torch", kind="torch-folder", trust_pickle=False, lineage=lineage, factory=factory
+    )
 
 
 def surgery_of(model: Model) -> list[Operation]:
@@ -91,15 +103,18 @@ def load_folder(model: Model) -> nn.Module:
 
 
 def _source(model: Model) -> dict[str, Any]:
-    from optkit.model.digest import digest_factory
-
     if model.kind == "torch-folder":
         found = _read(model.path / SOURCE)
         return dict(found)
     if model.kind == "huggingface":
         return {"huggingface": _read(model.path / "config.json")}
-    factory = model.factory or ""
-    return {"factory": factory, "digest": digest_factory(factory)}
+    return _with_digest({"factory": model.factory or ""})
+
+
+def _with_digest(source: Mapping[str, Any]) -> dict[str, Any]:
+    from optkit.model.digest import digest_factory
+
+    return {**source, "digest": digest_factory(source["factory"])} if "factory" in source else dict(source)
 
 
 def _build(model: Model) -> nn.Module:

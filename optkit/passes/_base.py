@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -138,6 +138,9 @@ class Pass(BaseModel):
     uses_data: ClassVar[tuple[str, ...]] = ()
     """Splits it reads with any options, see ``reads``."""
 
+    code_options: ClassVar[tuple[str, ...]] = ()
+    """Options that may name code of the user's, one reference or a tuple of them."""
+
     @classmethod
     def name(cls) -> str:
         """The recipe key: the class name in kebab-case."""
@@ -157,6 +160,16 @@ class Pass(BaseModel):
             return self.name()
         options: str = yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=float("inf"))
         return f"{self.name()}: {options.strip()}"
+
+    def code(self) -> tuple[str, ...]:
+        """The user's code that its options name, which is part of the cache key: ``pkg.module:fn``, ``FILE.py:fn``."""
+        return tuple(each for name in self.code_options for each in _references(getattr(self, name)))
+
+    def rooted(self, absolute: Callable[[str], str]) -> Self:
+        """The same pass, the files of ``code`` as ``absolute`` makes them."""
+        found = {name: getattr(self, name) for name in self.code_options}
+        made = {name: _mapped(value, absolute) for name, value in found.items()}
+        return self.model_copy(update={name: value for name, value in made.items() if value != found[name]})
 
     def reads(self) -> tuple[str, ...]:
         """Splits it reads; the plan refuses when they are missing, and their digest is part of the cache key.
@@ -197,3 +210,14 @@ class Pass(BaseModel):
             PassError: it cannot be done; says what, and what to do.
         """
         raise NotImplementedError
+
+
+def _references(value: object) -> tuple[str, ...]:
+    """The references in an option; what is neither a text nor a tuple of them names none."""
+    return (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
+
+
+def _mapped(value: object, change: Callable[[str], str]) -> object:
+    if isinstance(value, tuple):
+        return tuple(change(each) for each in value)
+    return change(value) if isinstance(value, str) else value

@@ -87,6 +87,7 @@ def _unpack(facts: Mapping[str, Any], folder: Path, before: Model, pass_: Pass) 
     signature = Signature(specs["inputs"], specs["outputs"])
     path = folder / facts["model"]
     after = replace(before, path=path, form=facts["form"], kind=facts["kind"], signature=signature, lineage=lineage)
+    after = replace(after, factory=facts["factory"])
     if after.form != "torch":
         after = replace(after, factory=None, trust_pickle=False)
     return with_session(after, facts["session"])
@@ -126,6 +127,7 @@ def _pack(outcome: Outcome, before: Model, made: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {key: value for key, value in vars(outcome).items() if key not in apart}
     facts["decisions"] = [decision.model_dump() for decision in outcome.decisions]
     facts |= {"model": None, "form": outcome.model.form, "kind": outcome.model.kind, "session": dict(outcome.session)}
+    facts["factory"] = outcome.model.factory
     if outcome.changed and outcome.model.path == before.path:
         facts["model"] = _SAME
     elif outcome.changed:
@@ -180,6 +182,7 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
         "pass": pass_.name(),
         "config": pass_.model_dump(mode="json"),
         "source": _source_digest(type(pass_)),
+        "code": [_code_digest(reference) for reference in pass_.code()],
         "versions": library_versions(*_LIBRARIES, *pass_.needs),
         "seed": job.seed,
         "fixes": dict(pass_.fixes(job.target)),
@@ -188,7 +191,7 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
     if before.form == "torch":
         facts["signature"] = before.signature
     if pass_.kind == "trains":
-        facts["training"] = (job.training.model_dump(), _code_digest(job.training.function))
+        facts["training"] = (job.training.model_dump(exclude={"function"}), _code_digest(job.training.function))
     if "search" in pass_.reads():
         facts["judged"] = (job.limits, job.metric, job.outputs, job.exact, _metric_facts(job))
     if pass_.uses_target:

@@ -25,7 +25,7 @@ from optkit.pipeline.gather import Gathered, complete_inputs, gather, implied_ou
 from optkit.pipeline.isolate import refuse_within_import
 from optkit.pipeline.job import Job
 from optkit.pipeline.probe import probe
-from optkit.pipeline.provable import check_provable, check_search, not_proved
+from optkit.pipeline.provable import check_provable, check_search, check_training, not_proved
 from optkit.pipeline.steps import refuse, skip_by_rule
 from optkit.recipe.recipe import Recipe, Step, absolute, rooted_source
 from optkit.runner.providers import require
@@ -149,7 +149,9 @@ def make_plan(
         if not planned.skip:
             _check_step(planned, job)
     check_metric(job)
-    check_search(job, [planned.step.options for planned in steps if not planned.skip])
+    running = [planned.step.options for planned in steps if not planned.skip]
+    check_training(job, running)
+    check_search(job, running)
     job = replace(job, original=probe(job, write=write))
     if write:
         check_provable(job)

@@ -1,4 +1,4 @@
-"""Refuses, before any work, budgets of a task metric that the data cannot show."""
+"""Refuses, before any work, budgets of a task metric that the data cannot show, and training code that is not there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from optkit.evaluate.metrics import Metric, metric_name, needs_labels
 from optkit.evaluate.rows import trim
 from optkit.evaluate.scoring import PairedScore, fit_metric
 from optkit.passes._base import Pass
+from optkit.passes._train.user import own_function
 from optkit.pipeline.job import Job
 from optkit.pipeline.reference import original_outputs
 
@@ -31,6 +32,16 @@ def check_search(job: Job, passes: Iterable[Pass]) -> None:
             expected="labels in the search data, as in the evaluation data",
             fix="give labelled ones with --data search=FILE, or none, so that some evaluation samples are set aside",
         )
+
+
+def check_training(job: Job, passes: Iterable[Pass]) -> None:
+    """A training function of the user's is there, where a pass trains.
+
+    Raises:
+        PassError: it is not, or its code cannot be imported.
+    """
+    if job.training.function is not None and any(pass_.kind == "trains" for pass_ in passes):
+        own_function(job.training.function)
 
 
 def not_proved(job: Job) -> list[str]:

@@ -160,14 +160,18 @@ class Recipe(_Frozen):
         return load_recipe(str(name_or_file), sets)
 
     def rooted(self, base: Path) -> Recipe:
-        """The same recipe with relative paths counting from ``base``, and a metric's file found there."""
+        """The same recipe with relative paths counting from ``base``, and files of code found there."""
         metric = self.metric
         if isinstance(metric, dict) and "name" in metric:
             metric = {**metric, "name": absolute(str(metric["name"]), base)}
         metric = absolute(metric, base) if isinstance(metric, str) else metric
         function = self.train.function and absolute(self.train.function, base)
         train = self.train.model_copy(update={"function": function})
-        copy = self.model_copy(update={"metric": metric, "train": train})
+        passes = [
+            step.model_copy(update={"options": step.options.rooted(lambda name: absolute(name, base))})
+            for step in self.passes
+        ]
+        copy = self.model_copy(update={"metric": metric, "train": train, "passes": passes})
         copy._base = base
         return copy
 

@@ -167,7 +167,7 @@ def test_digits_splits_are_disjoint_and_as_committed() -> None:
     assert not rows["evaluation"] & rows["search"]
     assert not (rows["evaluation"] | rows["search"]) & rows["train"]
     assert rows["calibration"] < rows["train"]
-    for split in ("calibration", "search", "evaluation"):
+    for split in ("train", "calibration", "search", "evaluation"):
         with np.load(FOLDER / "data" / f"digits_{split}.npz") as data:
             assert data["image"].dtype == np.float32 and data["labels"].dtype == np.int64
             np.testing.assert_array_equal(data["image"], made[split].image)
@@ -182,11 +182,25 @@ def test_reviews_splits_are_disjoint_and_balanced() -> None:
     assert 0.45 < np.mean([label for _, label in review_rows("evaluation")]) < 0.55
 
 
+def test_stored_training_sentences_are_in_no_other_split() -> None:
+    train = review_rows("train")
+    assert len({text for text, _ in train}) == splits.REVIEWS_TRAIN
+    assert not {text for text, _ in train} & {text for split in splits.REVIEWS_SIZES for text, _ in review_rows(split)}
+    assert 0.45 < np.mean([label for _, label in train]) < 0.55
+
+
+def test_stored_training_sentences_are_the_first_clear_ones() -> None:
+    ratings = np.resize([-2.0, 0.2, 1.0], 3 * splits.REVIEWS_TRAIN)
+    made = splits.stored_train(splits.Reviews(tuple(map(str, range(len(ratings)))), ratings))
+    assert made.texts[:3] == ("0", "2", "3") and made.labels[:3].tolist() == [0, 1, 0]
+    assert len(made.texts) == len(made.ratings) == splits.REVIEWS_TRAIN
+
+
 def test_data_yaml_names_existing_files_for_every_model() -> None:
     stated = yaml.safe_load((FOLDER / "data.yaml").read_text())["models"]
     assert set(stated) == {f"{name}*" for name in ACCURACY}
     for part in stated.values():
-        assert set(part["data"]) == {"calibration", "search", "evaluation"}
+        assert set(part["data"]) == {"train", "calibration", "search", "evaluation"}
         for source in part["data"].values():
             assert (FOLDER / (source if isinstance(source, str) else source["source"])).is_file()
 
@@ -263,6 +277,8 @@ def test_held_out_reviews_are_not_trained_on() -> None:
         pytest.skip(str(error))
     made = splits.reviews_splits(splits.read_reviews(folder))
     train = set(made["train"].texts)
+    made["train"] = splits.stored_train(made["train"])
+    assert review_rows("train") == list(zip(made["train"].texts, made["train"].labels.tolist(), strict=True))
     for split in splits.REVIEWS_SIZES:
         rows = review_rows(split)
         assert not train & {text for text, _ in rows}

@@ -1,0 +1,271 @@
+"""What ``benchmarks/train.py`` prunes and trains: models with their data, recipes, and what is to be reached."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import optkit
+from benchmarks import images, scores, zoo_subjects
+from benchmarks.artefacts import made, subject_folder
+from benchmarks.subjects import Subject, batches, export, saved, written
+from optkit.recipe.load import shipped
+from sample_models.download import MOVIE_REVIEWS
+from tests import zoo
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = ROOT / "sample_models"
+SPLITS = ("train", "calibration", "search", "evaluation")
+Recipe = dict[str, Any]
+"""Plain data, as a YAML file holds it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One result."""
+
+    label: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of one result, and the least (or ``most``) it has to be: a number, or what another result has."""
+
+    label: str
+    figure: str
+    wanted: float | str
+    most: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model."""
+
+    subject: Subject
+    variants: tuple[Variant, ...]
+    goals: tuple[Goal, ...]
+    said: str
+    """What is trained on, and what judged on."""
+    metric: str | None = None
+    """Where the data have labels."""
+
+
+def load(name: str) -> Case:
+    """One by its name in ``CASES``; downloads, trains and exports on first use."""
+    return CASES[name]()
+
+
+def without(recipe: Recipe, *prefixes: str) -> Recipe:
+    """The recipe without the passes whose names, or ids, begin so."""
+
+    def words(step: str | dict[str, Any]) -> list[str]:
+        if isinstance(step, str):
+            return [step]
+        ((name, options),) = step.items()
+        return [name, (options or {}).get("id", name)]
+
+    kept = [step for step in recipe["passes"] if not any(word.startswith(prefixes) for word in words(step))]
+    return recipe | {"passes": kept}
+
+
+def _shipped(name: str) -> Recipe:
+    recipe: Recipe = yaml.safe_load(shipped()[name].read_text())
+    return recipe
+
+
+# --- digits -------------------------------------------------------------------------------------------------------
+
+
+def _classifier(name: str, title: str, model: Path, factory: str, data: dict[str, Path], said: str) -> Case:
+    """Images with labels, at batch 64, by the shipped recipe prune-int8 and by its part before the integers."""
+    with np.load(data["evaluation"]) as file:
+        pictures, labels = file["image"], file["labels"]
+    recipe = _shipped("prune-int8")
+    subject = Subject(
+        name=name,
+        title=title,
+        model=model,
+        factory=factory,
+        signature=None,
+        baseline=export(name, optkit.Model.open(model, factory=factory), data),
+        points=({"batch": 64},),
+        calibration=None,
+        evaluation=batches({"image": pictures}, 50),
+        score=scores.classes("logits", labels),
+        headline="top1",
+        feeds=lambda point: list(batches({"image": pictures}, point["batch"])[:4]),
+        data=data,
+    )
+    variants = (
+        Variant("pruned, distilled", without(recipe, "quantize", "fuse-after")),
+        Variant("prune-int8", recipe),
+    )
+    goals = (Goal("prune-int8", "speedup, batch 64", 4), Goal("prune-int8", "drop", 0.005, most=True))
+    return Case(subject, variants, goals, said, metric="top1")
+
+
+def digits() -> Case:
+    """The sample model, on its own data."""
+    data = {split: SAMPLES / "data" / f"digits_{split}.npz" for split in SPLITS}
+    return _classifier(
+        "digits",
+        "The digits CNN of sample_models (8 x 8 pixels, 55 k)",
+        SAMPLES / "digits_cnn.safetensors",
+        f"{SAMPLES / 'models.py'}:digits_cnn",
+        data,
+        "Trained on the labelled split train, 1,147 images; judged on 450 others.",
+    )
+
+
+def mnist() -> Case:
+    """A wider network for MNIST, trained when first used."""
+    from benchmarks import mnist as source
+
+    code = Path(source.__file__)
+    folder, _ = made(subject_folder("mnist"), "model", code.read_text(), source.train)
+    data = {split: saved("mnist", split, arrays) for split, arrays in source.split().items()}
+    return _classifier(
+        "mnist",
+        "A CNN for MNIST (28 x 28 pixels, 0.9 M)",
+        folder / source.WEIGHTS,
+        f"{code}:mnist_cnn",
+        data,
+        "Trained on 3,600 labelled images, chosen on 400, judged on 1,000 others.",
+    )
+
+
+# --- photos -------------------------------------------------------------------------------------------------------
+
+HELD_OUT = 8
+"""Of the 20 labelled photos; views of one photo are all trained on, or all judged on."""
+VIEWS = 64
+"""Of each photo to train on; all of them fit into the memory that training keeps them in."""
+
+
+def efficientnet() -> Case:
+    """EfficientNet-Lite0 against itself: how often the pruned one has the same first choice."""
+    base = zoo_subjects.efficientnet()
+    files = sorted((zoo.fetch("foolbox") / "foolbox" / "data").glob("imagenet_*.jpg"))
+    order = np.random.default_rng(0).permutation(len(files))
+    held = [np.load(zoo.photos() / f"{files[index].stem}.npz") for index in sorted(order[:HELD_OUT])]
+    pictures, labels = (np.concatenate([view[name] for view in held]) for name in ("image", "labels"))
+    subject = replace(
+        base,
+        evaluation=batches({"image": pictures}, 25),
+        score=scores.classes("output", labels),
+        headline="agreement",
+        data={
+            "train": _views([files[index] for index in sorted(order[HELD_OUT:])]),
+            "calibration": base.data["calibration"],
+            "evaluation": saved("efficientnet", "choice", {"image": images.other_photos(12)}),
+        },
+    )
+    prune = {"prune-channels": {"target": {"latency": 0.7}, "fine_tune": False}}
+    rest = ["export-onnx", "simplify", "fuse-graph", "tune-session"]
+    train = {"batch": 16, "learning_rate": 0.001, "steps": 2000}
+    untrained: Recipe = {"version": 1, "name": "prune", "passes": [prune, *rest], "train": train}
+    trained = untrained | {"name": "prune-distill", "passes": [prune, "distill", *rest]}
+    return Case(
+        subject,
+        (Variant("pruned", untrained), Variant("pruned, distilled", trained)),
+        (
+            Goal("pruned, distilled", "latency, batch 8", 0.75, most=True),
+            Goal("pruned, distilled", "agreement", "pruned"),
+        ),
+        f"Taught by the original on {VIEWS} unlabelled views each of {len(files) - HELD_OUT} photos, judged on 25 "
+        f"views each of {HELD_OUT} other photos.",
+    )
+
+
+def _views(files: Sequence[Path]) -> Path:
+    """A folder with an .npz of crops, flips and changes of light of each photo."""
+
+    def make(place: Path) -> None:
+        for number, file in enumerate(files):
+            np.savez(place / f"{file.stem}.npz", image=_crops(file, number))
+
+    key = ([file.name for file in files], VIEWS, "crops-v1")
+    folder, _ = made(subject_folder("efficientnet"), "train", key, make)
+    return folder
+
+
+def _crops(file: Path, number: int) -> np.ndarray:
+    """float32[VIEWS, 3, 224, 224]: squares of 30 to 100 % of the shorter side, every other one flipped."""
+    from PIL import Image, ImageEnhance, ImageOps
+
+    rng = np.random.default_rng(1000 + number)
+    with Image.open(file) as opened:
+        photo = opened.convert("RGB")
+    views = []
+    for view in range(VIEWS):
+        side = round(min(photo.size) * rng.uniform(0.3, 1.0))
+        left, top = (int(rng.integers(0, size - side + 1)) for size in photo.size)
+        crop = photo.crop((left, top, left + side, top + side))
+        crop = ImageEnhance.Brightness(ImageOps.mirror(crop) if view % 2 else crop).enhance(rng.uniform(0.7, 1.3))
+        views.append(zoo.preprocess(crop))
+    return np.stack(views)
+
+
+# --- sentences ----------------------------------------------------------------------------------------------------
+
+
+def minilm() -> Case:
+    """MiniLM from six layers to three, taught by its own sentence vectors."""
+    base = zoo_subjects.minilm()
+    texts = sentences()
+    subject = replace(base, data=base.data | {"train": written("minilm", "train", texts)})
+    recipe = _shipped("shrink-transformer")
+    labels = ("6 -> 3 layers, distilled", "shrink-transformer")
+    points = [f"speedup, batch {point['batch']}, seq {point['seq']}" for point in base.points]
+    float_goals = (Goal(labels[0], "cosine", 0.9), Goal(labels[0], "sentiment lost", 0.03, most=True))
+    return Case(
+        subject,
+        (
+            Variant(labels[0], without(recipe, "quantize", "smooth-quant", "fuse-after")),
+            Variant(labels[1], recipe),
+        ),
+        (*(Goal(labels[0], point, 1.8) for point in points), *float_goals),
+        f"Taught by the original's vectors of {len(texts):,} unlabelled sentences, judged on 1,000 others.",
+    )
+
+
+def sentences() -> list[str]:
+    """Reviews, news and short messages of vaderSentiment's and gensim's archives, none of them in another split."""
+    reviews = zoo.movie_reviews()
+    held = {_plain(text) for split in ("evaluation", "search", "calibration") for text in reviews[split].texts}
+    articles = (re.split(r"(?<=[.!?]) (?=[A-Z])", article) for article in zoo.news_text())
+    news = [sentence for article in articles for sentence in article]
+    found = {_plain(text): text for text in (*reviews["train"].texts, *_snippets(), *news) if len(text) > 20}
+    return [found[key] for key in found if key not in held]
+
+
+def _plain(text: str) -> str:
+    """Without case, space and punctuation, by which the same sentence may differ between collections."""
+    return re.sub(r"\W+", "", text).lower()
+
+
+def _snippets() -> list[str]:
+    """Sentences of product reviews, editorials and tweets."""
+    archive = next(zoo.fetch(MOVIE_REVIEWS.name).rglob("hutto_ICWSM_2014.tar.gz"))
+    lines: list[str] = []
+    with tarfile.open(archive) as tar:
+        for name in ("amazonReviewSnippets", "nytEditorialSnippets", "tweets"):
+            member = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+            lines += member.read().decode("latin-1").splitlines() if member else []
+    return [line.split("\t", 2)[2].strip() for line in lines if line.count("\t") >= 2]
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "efficientnet": efficientnet,
+    "minilm": minilm,
+}

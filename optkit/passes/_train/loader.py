@@ -1,0 +1,182 @@
+"""The training split as shuffled batches of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optkit.data.dataset import Array, Arrays, Batch, Dataset
+from optkit.errors import PassError
+from optkit.model.signature import Signature
+from optkit.model.torch_call import to_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEMORY_BYTES = 2**29
+"""Decoded samples up to this size together are kept in memory; more are read anew in each epoch."""
+
+Teacher = Callable[["dict[str, Tensor]"], "dict[str, Tensor]"]
+"""Inputs by name -> what the teacher gives for them, outputs by name."""
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """What one step of training sees, on the device that trains."""
+
+    inputs: dict[str, Tensor]
+    """Input name -> tensor with the model's dtype; call the model as ``model(**batch.inputs)``."""
+    labels: Tensor | None
+    """int64[size] or float32[size, ...]; None where the data have none."""
+    size: int
+    """Samples in it."""
+    targets: dict[str, Tensor] | None = None
+    """Output name -> what the teacher gives for the same inputs; None without a teacher."""
+
+
+class Loader:
+    """Batches of a dataset, in a new order each epoch, which seed and epoch alone decide.
+
+    Args:
+        dataset: the split train.
+        signature: of the model; says dtypes and sample axes.
+        size: samples in a batch; a model with a fixed batch size takes that instead.
+        seed: of the order.
+        device: where the tensors go.
+        teacher: gives the ``targets`` of each batch.
+
+    Raises:
+        PassError: there are no samples, or labels are neither whole numbers nor floats.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        signature: Signature,
+        size: int,
+        seed: int,
+        device: str = "cpu",
+        teacher: Teacher | None = None,
+    ) -> None:
+        self._dataset, self._seed, self._device, self._teacher = dataset, seed, device, teacher
+        self._axes = signature.batch_axes()
+        self._dtypes = {spec.name: spec.dtype for spec in signature.inputs}
+        if not dataset.count:
+            raise PassError(
+                "The split train has no samples.", expected="samples to train on", fix="give some with --data"
+            )
+        own = 1 if signature.one_sample else signature.fixed_batch()
+        self.size = min(own or size, dataset.count)
+        self.labels = _plain_labels(dataset.labels)
+        self._epoch = 0
+        self._rows = self._kept()
+
+    def __len__(self) -> int:
+        """Batches in an epoch. The last one, where it is not full, is left out."""
+        return self._dataset.count // self.size
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        """The next epoch."""
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        yield from self.epoch(epoch)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[TrainBatch]:
+        """The batches of one epoch, from the one at ``start``."""
+        order = np.random.default_rng([self._seed, number]).permutation(self._dataset.count)
+        for index in range(start, len(self)):
+            yield self._batch(order[index * self.size : (index + 1) * self.size])
+
+    def steps(self, start: int = 0) -> Iterator[TrainBatch]:
+        """Batches without end, epoch after epoch, from step ``start``."""
+        number, skip = divmod(start, len(self))
+        while True:
+            yield from self.epoch(number, skip)
+            number, skip = number + 1, 0
+
+    def _batch(self, indices: NDArray[np.int64]) -> TrainBatch:
+        import torch
+
+        arrays = self._read(indices) if self._rows is None else self._taken(self._rows, indices)
+        inputs = {name: to_tensor(name, arrays[name], dtype).to(self._device) for name, dtype in self._dtypes.items()}
+        labels = None
+        if self.labels is not None:
+            labels = torch.from_numpy(np.ascontiguousarray(self.labels[indices])).to(self._device)
+        targets = None if self._teacher is None else self._teacher(inputs)
+        return TrainBatch(inputs, labels, len(indices), targets)
+
+    def _taken(self, rows: Arrays, indices: NDArray[np.int64]) -> Arrays:
+        axes = self._axes
+        return {
+            name: array if (axis := axes.get(name)) is None else np.take(array, indices, axis=axis)
+            for name, array in rows.items()
+        }
+
+    def _read(self, indices: Array) -> Arrays:
+        pieces = [trimmed(batch, self._axes) for batch in self._dataset.subset(indices, "train").batches()]
+        return join(pieces, self._axes)
+
+    def _kept(self) -> Arrays | None:
+        """All samples, where they are small, alike in shape, and have a sample axis; else None."""
+        if all(axis is None for axis in self._axes.values()):
+            return None
+        pieces: list[Arrays] = []
+        for batch in self._dataset.batches():
+            pieces.append(trimmed(batch, self._axes))
+            size = sum(array.nbytes for array in pieces[-1].values()) / batch.size * self._dataset.count
+            if size > MEMORY_BYTES or not _alike(pieces[0], pieces[-1], self._axes):
+                return None
+        return join(pieces, self._axes)
+
+
+def trimmed(batch: Batch, axes: Mapping[str, int | None]) -> Arrays:
+    """The inputs without padding rows."""
+    return {
+        name: array if (axis := axes.get(name)) is None else array[(slice(None),) * axis + (slice(batch.size),)]
+        for name, array in batch.inputs.items()
+    }
+
+
+def join(pieces: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
+    """Batches one after the other; those of shorter rows are filled up with zeros at the end."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    return {
+        name: array if (axis := axes.get(name)) is None else _joined([piece[name] for piece in pieces], axis)
+        for name, array in first.items()
+    }
+
+
+def _joined(arrays: Sequence[Array], axis: int) -> Array:
+    shape = [max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True)]
+    filled = [
+        np.pad(array, [(0, 0 if place == axis else shape[place] - size) for place, size in enumerate(array.shape)])
+        for array in arrays
+    ]
+    return np.concatenate(filled, axis=axis)
+
+
+def _alike(one: Arrays, other: Arrays, axes: Mapping[str, int | None]) -> bool:
+    return all(_row(one[name], axes.get(name)) == _row(other[name], axes.get(name)) for name in one)
+
+
+def _row(array: Array, axis: int | None) -> tuple[int, ...]:
+    return tuple(size for place, size in enumerate(array.shape) if place != axis)
+
+
+def _plain_labels(labels: Array | None) -> NDArray[Any] | None:
+    if labels is None:
+        return None
+    if labels.dtype.kind in "iub":
+        return labels.astype(np.int64)
+    if labels.dtype.kind == "f":
+        return labels.astype(np.float32)
+    raise PassError(
+        f"The labels of the split train are {labels.dtype}, which nothing can be trained on.",
+        expected="class numbers from 0, or floats",
+        fix="write class numbers into the data, in the order of the model's classes",
+    )

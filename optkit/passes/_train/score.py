@@ -1,0 +1,81 @@
+"""How good a live module is, by the search split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optkit.data.dataset import Array, Arrays
+from optkit.model.manifest import Verdict
+from optkit.model.torch_call import to_tensor
+from optkit.passes._base import Context
+from optkit.passes._train.losses import call
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Score:
+    """By the task metric, else by likeness to the original."""
+
+    metric: str
+    """Its name; ``cosine`` where there is none."""
+    value: float
+    rank: tuple[float, float]
+    """Greater is better: the value in its better direction; where equal, the likeness."""
+
+
+def score(module: nn.Module, ctx: Context, device: str = "cpu") -> Score:
+    """The module's score on split search; it is called in eval mode, and left as it was."""
+    training = {each: each.training for each in module.modules()}
+    module.eval()
+    try:
+        return score_of(ctx.judge_outputs(_outputs(module, ctx, device)))
+    finally:
+        for each, mode in training.items():
+            each.training = mode
+
+
+def score_of(verdict: Verdict) -> Score:
+    """What counts of a verdict."""
+    likeness = _likeness(verdict)
+    if not verdict.metrics or not math.isfinite(verdict.metrics[0].result):
+        return Score("cosine", likeness, (likeness, 0.0))
+    found = verdict.metrics[0]
+    value = float(found.result)
+    return Score(found.name, value, (value if found.better == "higher" else -value, likeness))
+
+
+def _likeness(verdict: Verdict) -> float:
+    """Of the worst output: mean cosine, or the share of equal elements; -1 for what cannot be compared at all."""
+    if verdict.problems:
+        return -1.0
+    found = [next((x for x in (each.cosine, each.equal) if x is not None), None) for each in verdict.outputs]
+    return float(min((x for x in found if x is not None and math.isfinite(x)), default=-1.0))
+
+
+def _outputs(module: nn.Module, ctx: Context, device: str) -> Iterator[Arrays]:
+    import torch
+
+    dtypes = {spec.name: spec.dtype for spec in ctx.original.signature.inputs}
+    dataset = ctx.batches("search")
+    for batch in dataset.batches():
+        inputs = {name: to_tensor(name, batch.inputs[name], dtype).to(device) for name, dtype in dtypes.items()}
+        with torch.no_grad():
+            found = call(module, inputs)
+        padded = dataset.batch if batch.size < dataset.batch else -1
+        yield {name: _array(value[: batch.size] if _rows(value) == padded else value) for name, value in found.items()}
+
+
+def _rows(value: Tensor) -> int:
+    return int(value.shape[0]) if value.ndim else 0
+
+
+def _array(value: Tensor) -> Array:
+    import torch
+
+    array: Array = (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+    return array
