@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,23 @@ def cost(module: nn.Module, inputs: Mapping[str, Tensor], samples: int = 1) -> C
 
     args, kwargs = bind_inputs(module, inputs)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), _frozen(module), counter:
         module(*args, **kwargs)
     parameters = sum(each.numel() for each in module.parameters())
     return Cost(parameters, counter.get_total_flops() // (2 * samples))
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter asks for gradients meanwhile: the counter's hooks break on views of those that do."""
+    asking = [each for each in module.parameters() if each.requires_grad]
+    for each in asking:
+        each.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each in asking:
+            each.requires_grad_(True)
 
 
 def sample_inputs(model: Model, dataset: Dataset) -> tuple[dict[str, Tensor], int]:

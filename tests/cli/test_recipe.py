@@ -16,7 +16,15 @@ def test_list() -> None:
     told = call("recipe", "list")
     assert told.code == 0 and all(name in told.out for name in ("fp32", "int8", "int8-static", "convolutions"))
     facts = call("recipe", "list", "--json").body["result"]
-    assert [each["name"] for each in facts] == ["fp32", "int4", "int8", "int8-static"]
+    assert [each["name"] for each in facts] == [
+        "distill-int8",
+        "fp32",
+        "int4",
+        "int8",
+        "int8-static",
+        "prune-int8",
+        "shrink-transformer",
+    ]
     assert all(Path(each["path"]).is_file() and each["description"] for each in facts)
 
 

@@ -145,7 +145,15 @@ def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_shipped_recipe_loads_and_says_what_it_does() -> None:
-    assert list(shipped()) == ["fp32", "int4", "int8", "int8-static"]
+    assert list(shipped()) == [
+        "distill-int8",
+        "fp32",
+        "int4",
+        "int8",
+        "int8-static",
+        "prune-int8",
+        "shrink-transformer",
+    ]
     for name, path in shipped().items():
         recipe = load_recipe(str(path))
         assert recipe.name == name and recipe.description.endswith(".") and recipe.passes

@@ -49,7 +49,7 @@ class Tasks:
         return {"logits": self._logits, "embeddings": self._embeddings, "labels": self._labels}
 
     def weights(self, outputs: Mapping[str, Tensor], batch: TrainBatch, *, alike: bool) -> dict[str, float]:
-        """Name -> weight of each term, hooks included, in the order of ``WEIGHTS``; layers that are ``alike`` have one width."""
+        """Name -> weight of each term, hooks included; ``alike``: there are pairs of layers, all of one shape."""
         asked = self.wishes.losses
         if asked is None:
             found = self._fitting(outputs, batch, alike)
