@@ -43,13 +43,13 @@ def show_pass(name: Annotated[str, typer.Argument(help="A pass's name.")], json:
 
     def show(facts: Any) -> None:
         from optkit.cli.render import console, show_table
-        from optkit.recipe.schema import frame_line
+        from optkit.recipe.schema import default_words, frame_line
         from optkit.report.tables import Table
 
         out = console()
         out.print(f"[bold]{facts['name']}[/]  {_forms(facts)}; {facts['kind']}")
         out.print(facts["title"] + ("\n\n" + facts["text"] if facts["text"] else ""), markup=False)
-        rows = tuple((k, o["type"], str(o["default"]), o["text"]) for k, o in facts["options"].items())
+        rows = tuple((k, o["type"], default_words(o), o["text"]) for k, o in facts["options"].items())
         show_table(out, Table("", ("option", "type", "default", ""), rows))
         out.print(frame_line(), markup=False)
 

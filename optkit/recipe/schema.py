@@ -56,7 +56,8 @@ def schema_text() -> str:
 
 def pass_facts(cls: type[Pass]) -> dict[str, Any]:
     """What a pass is, as plain data: for ``passes show --json`` and the page."""
-    properties = cls.model_json_schema().get("properties", {})
+    schema = cls.model_json_schema()
+    properties, needed = schema.get("properties", {}), schema.get("required", ())
     return {
         "name": cls.name(),
         "title": cls.title(),
@@ -66,7 +67,9 @@ def pass_facts(cls: type[Pass]) -> dict[str, Any]:
         "needs": list(cls.needs),
         "uses_data": list(cls.uses_data),
         "may_change": sorted(cls.may_change),
-        "options": {name: _option(spec) for name, spec in properties.items()},
+        "options": {
+            name: _option(spec, name in needed, schema.get("$defs", {})) for name, spec in properties.items()
+        },
     }
 
 
@@ -74,8 +77,7 @@ def frame_line() -> str:
     """The keys that every entry has beside its pass's own options, with their values, in a line."""
     schema = Step.model_json_schema()
     keys = {name: spec for name, spec in schema["properties"].items() if name != "options"}
-    when = ", ".join(schema["$defs"]["When"]["properties"])
-    told = [f"{name} ({'{' + when + '}' if name == 'when' else _type(spec)})" for name, spec in keys.items()]
+    told = [f"{name} ({_type(spec, schema['$defs'])})" for name, spec in keys.items()]
     return f"In a recipe every pass also takes: {', '.join(told)}."
 
 
@@ -97,17 +99,25 @@ def _body(doc: str) -> str:
     return "\n".join(inspect.cleandoc(doc).splitlines()[1:]).strip()
 
 
-def _option(spec: dict[str, Any]) -> dict[str, Any]:
-    return {"type": _type(spec), "default": spec.get("default"), "text": " ".join(spec.get("description", "").split())}
+def _option(spec: dict[str, Any], required: bool, parts: dict[str, Any]) -> dict[str, Any]:
+    text = " ".join(spec.get("description", "").split())
+    return {"type": _type(spec, parts), "required": required, "default": spec.get("default"), "text": text}
 
 
-def _type(spec: dict[str, Any]) -> str:
+def default_words(option: dict[str, Any]) -> str:
+    """An option's default as JSON, or that there is none."""
+    return "required" if option["required"] else json.dumps(option["default"])
+
+
+def _type(spec: dict[str, Any], parts: dict[str, Any]) -> str:
+    if "$ref" in spec:
+        return "{" + ", ".join(parts[spec["$ref"].rpartition("/")[2]]["properties"]) + "}"
     if "enum" in spec:
         return " | ".join(str(value) for value in spec["enum"])
     if "anyOf" in spec:
-        return " | ".join(_type(option) for option in spec["anyOf"])
+        return " | ".join(_type(option, parts) for option in spec["anyOf"])
     if spec.get("type") == "array":
-        return f"list of {_type(spec.get('items', {}))}"
+        return f"list of {_type(spec.get('items', {}), parts)}"
     return str(spec.get("const", spec.get("type", "any")))
 
 
@@ -141,5 +151,5 @@ def _section(facts: dict[str, Any]) -> str:
 
 
 def _row(name: str, option: dict[str, Any]) -> str:
-    cells = (f"`{name}`", option["type"], f"`{json.dumps(option['default'])}`", option["text"])
+    cells = (f"`{name}`", option["type"], f"`{default_words(option)}`", option["text"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -17,6 +17,8 @@ from optkit.pipeline.inspect import inspect
 from optkit.report.inspect import Inspection, count, inspection_tables
 from tests.helpers import normal, onnx_model
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 class Bomb:
     """Runs a command when it is unpickled."""
@@ -28,8 +30,12 @@ class Bomb:
         return (os.system, (self.command,))
 
 
+TRAINING = {"distill-int8", "prune-int8", "shrink-transformer"}
+
+
 def fits(found: Inspection) -> dict[str, bool]:
-    return {fit.recipe: fit.fits for fit in found.recipes}
+    """Recipe -> whether it fits, of those that do not train."""
+    return {fit.recipe: fit.fits for fit in found.recipes if fit.recipe not in TRAINING}
 
 
 def why(found: Inspection, recipe: str) -> str:
@@ -77,6 +83,17 @@ def test_nothing_to_quantize_and_quantized_already(tmp_path: Path) -> None:
     found = inspect(tmp_path / "q.onnx")
     assert why(found, "int8") == "quantized already: 1 int8 weights of MatMulInteger"
     assert fits(found) == {"fp32": True, "int4": False, "int8": False, "int8-static": False}
+
+
+def test_recipes_that_train_fit_weights_with_code_and_no_graphs(tmp_path: Path) -> None:
+    model = ROOT / "sample_models" / "digits_cnn"
+    code = f"{ROOT / 'sample_models' / 'models.py'}:digits_cnn"
+    found = inspect(model.with_suffix(".safetensors"), factory=code)
+    assert why(found, "prune-int8") == (
+        "weights of 2 Gemm and 2 Conv, 99% of the parameters; calibration and train data are named beside it"
+    )
+    assert "takes torch, but the model is in the form onnx" in why(inspect(model.with_suffix(".onnx")), "prune-int8")
+    assert "a torch.export archive cannot be trained" in why(inspect(model.with_suffix(".pt")), "prune-int8")
 
 
 def test_a_state_dict_without_factory_is_looked_at(tmp_path: Path) -> None:
