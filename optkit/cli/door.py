@@ -85,7 +85,7 @@ def _remind(facts: object) -> None:
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     """What ``work`` gives, or why it gave nothing."""
-    again = "run it again; what optimize has finished is in the cache"
+    again = "run it again; what optimize has finished is in the cache, and a training goes on from its last look"
     try:
         return work(), None
     except KeyboardInterrupt as stop:

@@ -39,4 +39,16 @@ def call_factory(reference: str) -> nn.Module:
             expected=_EXPECTED,
             fix="return the module itself, not its weights, its class or a tuple",
         )
+    _refuse_lazy(module, reference)
     return module
+
+
+def _refuse_lazy(module: nn.Module, reference: str) -> None:
+    from torch.nn.parameter import is_lazy
+
+    if names := [name for name, value in module.state_dict(keep_vars=True).items() if is_lazy(value)]:
+        raise ModelError(
+            f"The module of the factory {reference} has tensors without a shape yet: {', '.join(names[:4])}.",
+            expected="layers that know their sizes",
+            fix="call the module once on an example before the factory returns it",
+        )

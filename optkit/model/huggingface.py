@@ -15,6 +15,9 @@ from optkit.model.signature import Signature, TensorSpec
 if TYPE_CHECKING:
     from torch import nn
 
+_BUILT_IN = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
+"""Implementations that are no packages and no repositories of a hub."""
+
 
 def load_pretrained(folder: Path) -> nn.Module:
     """Build the module that config.json names, from local files, in float32 and without generation caches.
@@ -84,6 +87,13 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 
 def _class(transformers: Any, config: dict[str, Any], file: Path) -> Any:
+    if foreign := [each for each in _implementations(config) if each not in _BUILT_IN]:
+        raise ModelError(
+            f"The configuration asks for '{foreign[0]}', which transformers may download and run.",
+            expected="code that transformers itself ships: " + ", ".join(_BUILT_IN),
+            fix="delete attn_implementation and the like from config.json",
+            file=file,
+        )
     names = config.get("architectures") or []
     if not names:
         return transformers.AutoModel
@@ -96,6 +106,18 @@ def _class(transformers: Any, config: dict[str, Any], file: Path) -> Any:
             file=file,
         )
     return found
+
+
+def _implementations(config: Any, *, named: bool = False) -> Iterator[str]:
+    """What a configuration says under ``attn_implementation``, ``_experts_implementation`` and the like, anywhere."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _implementations(value, named=named or key.endswith("_implementation"))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _implementations(value, named=named)
+    elif named and isinstance(config, str):
+        yield config
 
 
 def _refuse_random(folder: Path, name: str, info: dict[str, Any]) -> None:

@@ -49,10 +49,11 @@ class Slice(_Operation):
 
 
 class Drop(_Operation):
-    """Keep some members of a ModuleList or Sequential; the others are gone, those behind move up."""
+    """Keep some members of a ModuleList or Sequential; the others are gone, those behind move up, but keep names that
+    are no numbers."""
 
     op: Literal["drop"] = "drop"
-    keep: list[int]
+    keep: list[Annotated[int, Field(ge=0)]]
     """Indices, ascending."""
 
 
@@ -153,7 +154,10 @@ def _slice(root: nn.Module, part: nn.Module, operation: Slice) -> None:
         raise _misfit(f"'{operation.module}.{operation.tensor}' is too small for the indices that are kept")
     kept = old.detach().index_select(operation.dim, torch.tensor(operation.keep, device=old.device)).contiguous()
     new = nn.Parameter(kept, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else kept
-    for holder, name in _holders(root, old):
+    holders = _holders(root, old)
+    if not holders:
+        raise _misfit(f"'{operation.module}.{operation.tensor}' is computed, and neither a parameter nor a buffer")
+    for holder, name in holders:
         setattr(holder, name, new)
 
 
@@ -175,9 +179,11 @@ def _drop(part: nn.Module, operation: Drop) -> None:
         raise _misfit(f"'{operation.module}' is a {type(part).__name__}, which is no list of layers")
     if operation.keep and max(operation.keep) >= len(part):
         raise _misfit(f"'{operation.module}' has only {len(part)} layers")
-    kept = [part[index] for index in operation.keep]
+    members = list(part._modules.items())
+    kept = [members[index] for index in operation.keep]
+    numbered = all(name.isdecimal() for name, _ in members)
     part._modules.clear()
-    part._modules.update({str(index): each for index, each in enumerate(kept)})
+    part._modules.update({str(place) if numbered else name: each for place, (name, each) in enumerate(kept)})
 
 
 def _identity() -> nn.Module:
@@ -199,6 +205,8 @@ def _factorized(part: nn.Module, operation: Factorize) -> nn.Module:
     rank, weight = operation.rank, getattr(part, "weight", None)
     if not isinstance(weight, torch.Tensor):
         raise _misfit(f"'{operation.module}' is a {type(part).__name__} without a weight")
+    if rank > max(len(weight), weight.numel() // max(1, len(weight))):
+        raise _misfit(f"'{operation.module}' is too small for a rank of {rank}")
     kind: Mapping[str, Any] = {"dtype": weight.dtype, "device": weight.device}
     bias = getattr(part, "bias", None) is not None
     if isinstance(part, nn.Linear):
@@ -207,8 +215,9 @@ def _factorized(part: nn.Module, operation: Factorize) -> nn.Module:
         sizes = weight.shape[0], weight.shape[1]
     elif isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) and part.groups == 1:
         same = {"padding": part.padding, "dilation": part.dilation, "padding_mode": part.padding_mode}
-        narrow = type(part)(part.in_channels, rank, part.kernel_size, part.stride, bias=False, **same, **kind)
-        return nn.Sequential(narrow, type(part)(rank, part.out_channels, 1, bias=bias, **kind))
+        plain = next(each for each in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(part, each))
+        narrow = plain(part.in_channels, rank, part.kernel_size, part.stride, bias=False, **same, **kind)
+        return nn.Sequential(narrow, plain(rank, part.out_channels, 1, bias=bias, **kind))
     else:
         raise _misfit(f"'{operation.module}' is a {type(part).__name__}, which has no factors")
     return nn.Sequential(nn.Linear(sizes[0], rank, bias=False, **kind), nn.Linear(rank, sizes[1], bias=bias, **kind))

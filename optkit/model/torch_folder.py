@@ -67,7 +67,7 @@ def save_module(
     if reason := unfit(before):
         raise ModelError(f"{before.path.name} cannot be changed: {reason}.", file=before.path)
     folder.mkdir(parents=True, exist_ok=True)
-    source = _source(before) if built is None else _with_digest(built)
+    source = _source(before, module) if built is None else _with_digest(built)
     done = [*(surgery_of(before) if built is None else ()), *operations]
     (folder / SOURCE).write_text(json.dumps(source, indent=1))
     (folder / SURGERY).write_text(json.dumps(plain_surgery(done)))
@@ -102,12 +102,12 @@ def load_folder(model: Model) -> nn.Module:
     return module
 
 
-def _source(model: Model) -> dict[str, Any]:
+def _source(model: Model, module: nn.Module) -> dict[str, Any]:
     if model.kind == "torch-folder":
         found = _read(model.path / SOURCE)
         return dict(found)
     if model.kind == "huggingface":
-        return {"huggingface": _read(model.path / "config.json")}
+        return {"huggingface": _read(model.path / "config.json"), "untied": not _ties(module)}
     return _with_digest({"factory": model.factory or ""})
 
 
@@ -124,7 +124,8 @@ def _build(model: Model) -> nn.Module:
 
     source = _read(model.path / SOURCE)
     if "huggingface" in source:
-        return build_random(source["huggingface"], model.path)
+        made = build_random(source["huggingface"], model.path)
+        return _untied(made) if source.get("untied") else made
     if model.factory is None or digest_factory(model.factory) != source.get("digest"):
         raise ModelError(
             f"The code that builds this model, {source.get('factory')}, has changed or is not the one named.",
@@ -140,6 +141,18 @@ def _ties(module: nn.Module) -> dict[str, str]:
     seen: dict[int, str] = {}
     first = {name: seen.setdefault(id(value), name) for name, value in module.state_dict(keep_vars=True).items()}
     return {name: other for name, other in first.items() if other != name}
+
+
+def _untied(module: nn.Module) -> nn.Module:
+    """transformers ties what the configuration says, but not where a folder has other weights under both names."""
+    from torch import nn
+
+    for name in _ties(module):
+        path, _, last = name.rpartition(".")
+        holder = module.get_submodule(path)
+        if last in holder._parameters:
+            setattr(holder, last, nn.Parameter(getattr(holder, last).detach().clone()))
+    return module
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:
@@ -166,6 +179,11 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     weights |= {name: weights[other] for name, other in ties.items() if other in weights}
     problems += [f"{name} is missing" for name in module.state_dict() if name not in weights]
     problems += [f"{name} is unknown" for name in weights if name not in module.state_dict()]
+    problems += [
+        f"{name} is {first} and has other numbers"
+        for name, first in _ties(module).items()
+        if name in weights and first in weights and not weights[name].equal(weights[first])
+    ]
     if problems:
         raise ModelError(
             f"The weights do not fit the module: {', '.join(problems[:8])}.",

@@ -41,15 +41,15 @@ def cost(module: nn.Module, inputs: Mapping[str, Tensor], samples: int = 1) -> C
 
     args, kwargs = bind_inputs(module, inputs)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), _frozen(module), counter:
+    with torch.no_grad(), frozen(module), counter:
         module(*args, **kwargs)
     parameters = sum(each.numel() for each in module.parameters())
     return Cost(parameters, counter.get_total_flops() // (2 * samples))
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter asks for gradients meanwhile: the counter's hooks break on views of those that do."""
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter asks for gradients meanwhile: the hooks of torch's counter break on views of those that do."""
     asking = [each for each in module.parameters() if each.requires_grad]
     for each in asking:
         each.requires_grad_(False)

@@ -13,7 +13,7 @@ from optkit.model.target import Target
 from optkit.model.torch_folder import save_module, unfit
 from optkit.model.user_code import is_reference
 from optkit.passes._base import Context, Outcome, Pass, PassKind
-from optkit.passes._train.distillation import brought_nothing, lesson
+from optkit.passes._train.distillation import brought_nothing, lesson, told_nothing
 from optkit.passes._train.hooks import hook_name
 from optkit.passes._train.losses import TEMPERATURE
 from optkit.passes._train.student import Setting
@@ -104,7 +104,7 @@ class Distill(Pass):
         """Train the student; the best weights by the search split are kept.
 
         Raises:
-            PassError: outputs, losses or layers do not go together, or training brought nothing.
+            PassError: outputs, losses or layers do not go together, or a student of its own learned nothing.
             ModelError: the student cannot be built.
             DataError: there are no samples to train on.
         """
@@ -122,18 +122,20 @@ class Distill(Pass):
         before = weights(student.module)
         pairs = self._pairs(student, teacher, inputs)
         with lesson(student.module, teacher, inputs, pairs, wishes, ctx) as prepared:
-            values = prepared.values()
-            trained = train(student.module, ctx, prepared.loss, stage=self.name(), teacher=teacher)
+            values, live = prepared.values(), prepared.looks_inside
+            trained = train(student.module, ctx, prepared.loss, stage=self.name(), teacher=teacher, live=live)
             learned = [trained.told(), *trained.notes, prepared.moved(values)]
         changed = [name for name, value in weights(student.module).items() if not value.equal(before[name])]
+        if not changed and student.built is None:
+            return Outcome(model, 0, notes=[told_nothing(trained, ctx)])
         if not changed:
             raise brought_nothing(trained, ctx)
         costs = cost(student.module, inputs, samples).told(cost(teacher, inputs, samples))
-        folder = ctx.workdir / "model"
+        folder, by = ctx.workdir / "model", ctx.training.function or prepared.told()
         return Outcome(
             save_module(model, student.module, [], folder, self.sentence(), built=student.built),
             changed=len(changed),
-            changes=[("student", f"{len(changed)} tensors trained by {prepared.told()}"), *prepared.mapped(pairs)],
+            changes=[("student", f"{len(changed)} tensors trained by {by}"), *prepared.mapped(pairs)],
             notes=[*student.notes, *learned, *([costs] if student.built else [])],
         )
 

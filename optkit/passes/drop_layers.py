@@ -74,8 +74,8 @@ class DropLayers(Pass):
         before = cost(module, inputs, samples)
         chosen = {each.path: self._kept(each, module, model, ctx) for each in self._wanted(found, model)}
         plan = {path: kept for path, (kept, _) in chosen.items()}
-        counts = {layers.path: layers.count for layers in found}
-        gone = [f"{path}.{at}" for path, kept in plan.items() for at in range(counts[path]) if at not in kept]
+        known = {layers.path: layers for layers in found}
+        gone = [name for path, kept in plan.items() for at, name in enumerate(known[path].names) if at not in kept]
         with bypassed(module, gone):
             expected = outputs(module, inputs)
         done = drop(module, [each for each in found if each.path in plan], plan)
@@ -84,7 +84,9 @@ class DropLayers(Pass):
         return Outcome(
             save_module(model, module, done, ctx.workdir / "model", self.sentence()),
             changed=len(gone),
-            changes=[(path, f"{counts[path]} layers -> {len(kept)}: {words(kept)}") for path, kept in plan.items()],
+            changes=[
+                (path, f"{known[path].count} layers -> {len(kept)}: {words(kept)}") for path, kept in plan.items()
+            ],
             skipped=[(", ".join(others), "other layers; name them as list")] if others else [],
             notes=[
                 cost(module, inputs, samples).told(before),

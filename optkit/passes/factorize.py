@@ -93,7 +93,7 @@ class Factorize(Pass):
         ranks = self._ranks(curves, before, names, skipped)
         skipped += [(name, "its outputs need too many directions") for name in curves if name not in ranks]
         changes = [(each.name, _told(each, ranks, known)) for each in layers if each.name in ranks]
-        module, operations = split(module, {name: ranks[name] for name, _ in changes}, known)
+        module, operations = split(module, {name: ranks[name] for name, _ in changes}, known, inputs)
         notes = [cost(module, inputs, samples).told(before), *few(known), *self._trained(module, ctx)]
         notes += unused(self.exclude, names, what="layer that could be factorized")
         made = save_module(model, module, operations, ctx.workdir / "model", self.sentence())

@@ -100,6 +100,7 @@ class PruneChannels(Pass):
             decisions += chosen
             if kept:
                 work.take(row.groups, kept)
+                notes += work.settle() if self.criterion in FROM_DATA else []
             notes += self._trained(work, index) if self.fine_tune else []
         return Outcome(
             work.save("model"),

@@ -163,8 +163,9 @@ class Cache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for other in folder.parent.iterdir():
-                if other != folder and time.time() - other.stat().st_mtime > PARTIAL_S:
-                    shutil.rmtree(other, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):  # another process has just finished it
+                    if other != folder and time.time() - other.stat().st_mtime > PARTIAL_S:
+                        shutil.rmtree(other, ignore_errors=True)
             os.utime(folder)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -233,7 +234,7 @@ class Cache:
         return sorted(found, key=lambda entry: -entry.used)
 
     def remove(self, keys: list[str] | None = None) -> list[Entry]:
-        """Remove the entries whose key starts with one of ``keys``; all of them for None.
+        """Remove the entries whose key starts with one of ``keys``; for None all, and what interrupted steps left.
 
         Raises:
             UsageError: a key is empty, with which every key starts.
@@ -247,6 +248,8 @@ class Cache:
         gone = [e for e in self.entries() if keys is None or any(e.key.startswith(key) for key in keys)]
         for entry in gone:
             shutil.rmtree(self._folder(entry.key), ignore_errors=True)
+        if keys is None:
+            shutil.rmtree(self.root / "partial", ignore_errors=True)
         return gone
 
     def _replace(self, made: Path, folder: Path) -> None:

@@ -192,6 +192,7 @@ def step_key(job: Job, pass_: Pass, before: Model) -> str:
         facts["signature"] = before.signature
     if pass_.kind == "trains":
         facts["training"] = (job.training.model_dump(exclude={"function"}), _code_digest(job.training.function))
+        facts["exporter"] = None if job.exporter is None else job.exporter.sentence()
     if "search" in pass_.reads():
         facts["judged"] = (job.limits, job.metric, job.outputs, job.exact, _metric_facts(job))
     if pass_.uses_target:

@@ -307,6 +307,14 @@ def exporter_of(recipe: Recipe) -> Pass | None:
     return found[0] if found else None
 
 
+def _form_fix(form: Form, model: Model) -> str:
+    if form == "torch":
+        return "put '- export-onnx' before it"
+    if model.form == "torch":
+        return "move it before the export, or remove it"
+    return "start from the torch model (a state_dict with --factory, or a Hugging Face folder), or remove the step"
+
+
 def chain(recipe: Recipe, model: Model, target: Target) -> list[Planned]:
     """The steps with their forms.
 
@@ -322,7 +330,7 @@ def chain(recipe: Recipe, model: Model, target: Target) -> list[Planned]:
             raise RecipeError(
                 f"The step '{step.id}' takes {takes}, but the model is in the form {form} at that point.",
                 expected="passes whose forms fit together",
-                fix="put '- export-onnx' before it" if form == "torch" else "move it before the export, or remove it",
+                fix=_form_fix(form, model),
             )
         planned.append(Planned(step, form, gives, skip))
         form = gives

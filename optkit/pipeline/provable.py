@@ -35,13 +35,16 @@ def check_search(job: Job, passes: Iterable[Pass]) -> None:
 
 
 def check_training(job: Job, passes: Iterable[Pass]) -> None:
-    """A training function of the user's is there, where a pass trains.
+    """What passes that train name of the user's code is there: the training function, hooks, students.
 
     Raises:
         PassError: it is not, or its code cannot be imported.
     """
-    if job.training.function is not None and any(pass_.kind == "trains" for pass_ in passes):
-        own_function(job.training.function)
+    training = [pass_ for pass_ in passes if pass_.kind == "trains"]
+    named = [job.training.function] if training else []
+    for reference in dict.fromkeys([*named, *(each for pass_ in training for each in pass_.code())]):
+        if reference is not None:
+            own_function(reference)
 
 
 def not_proved(job: Job) -> list[str]:

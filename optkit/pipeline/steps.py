@@ -127,11 +127,12 @@ def refuse(step: Step, reason: str) -> None:
     Raises:
         RecipeError: there is a reason, see ``Pass.applies``.
     """
+    what, _, advice = reason.partition("; ")
     if reason:
         raise RecipeError(
-            f"The step '{step.id}' cannot work on this model: {reason}{'' if reason.endswith('?') else '.'}",
+            f"The step '{step.id}' cannot work on this model: {what}{'' if what.endswith('?') else '.'}",
             expected="options that fit the model, and a model and target it can handle",
-            fix="change the step's options, or leave the step out",
+            fix=advice or "change the step's options, or leave the step out",
         )
 
 

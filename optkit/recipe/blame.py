@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pydantic import BaseModel
@@ -19,6 +19,8 @@ from optkit.model.signature import parse_signature
 from optkit.passes._base import FRAME_KEYS
 from optkit.recipe.recipe import Recipe, Step
 
+_INSTANCE = re.compile("a valid dictionary or instance of \\w+")
+"""pydantic's words for a mapping."""
 _KEY = "[key]"
 """How pydantic marks that a mapping's key is wrong, not its value."""
 
@@ -43,15 +45,17 @@ def blaming(document: Document, path: KeyPath) -> Iterator[None]:
         raise blame(document, path, error.message, error.expected, error.fix) from error
 
 
-def explain(detail: ErrorDetails, prefix: KeyPath, cls: type[BaseModel], document: Document) -> OptkitError:
+def explain(details: Sequence[ErrorDetails], prefix: KeyPath, cls: type[BaseModel], document: Document) -> OptkitError:
     """A pydantic complaint as one sentence with its place and a suggestion.
 
     Args:
-        detail: the first of the ValidationError.
+        details: of the ValidationError. The first is told; an unknown key before those that are missing, as it may be
+            one of them, misspelt.
         prefix: where in the document the complaint's own path begins; empty, or the path of one pass.
         cls: the class that complained.
         document: knows the places.
     """
+    detail = min(details, key=lambda each: each["type"] != "extra_forbidden")
     loc = detail["loc"]
     if prefix and loc and loc[0] in FRAME_KEYS:
         cls = Step
@@ -60,6 +64,7 @@ def explain(detail: ErrorDetails, prefix: KeyPath, cls: type[BaseModel], documen
     if detail["type"] == "invalid_key" or (loc and loc[-1] == _KEY):
         return _wrong_key(detail, prefix, document)
     message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as in [a, b]")
+    message = _INSTANCE.sub("a mapping, as in {key: value}", message)
     given = "" if detail["type"] in ("missing", "value_error") else f" (given: {detail['input']!r})"
     name = ".".join(str(part) for part in loc)
     close = _closest(str(detail["input"]), _choices(detail))

@@ -119,7 +119,7 @@ def build_recipe(document: Document, *, base: Path, name: str) -> Recipe:
     try:
         recipe = Recipe.model_validate({**data, "passes": steps}).rooted(base)
     except ValidationError as error:
-        raise explain(error.errors()[0], (), Recipe, document) from error
+        raise explain(error.errors(), (), Recipe, document) from error
     check_words(recipe, document)
     return recipe
 
@@ -140,7 +140,7 @@ def _step(entry: Any, index: int, document: Document) -> Step:
     try:
         return Step.of({name: config})
     except ValidationError as error:
-        raise explain(error.errors()[0], (*path, name), cls, document) from error
+        raise explain(error.errors(), (*path, name), cls, document) from error
 
 
 def _entry(entry: Any) -> tuple[Any, Any]:

@@ -67,9 +67,7 @@ def pass_facts(cls: type[Pass]) -> dict[str, Any]:
         "needs": list(cls.needs),
         "uses_data": list(cls.uses_data),
         "may_change": sorted(cls.may_change),
-        "options": {
-            name: _option(spec, name in needed, schema.get("$defs", {})) for name, spec in properties.items()
-        },
+        "options": {name: _option(spec, name in needed, schema.get("$defs", {})) for name, spec in properties.items()},
     }
 
 

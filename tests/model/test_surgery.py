@@ -1,5 +1,7 @@
 """Structural changes as plain data, replayed on small modules."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -146,3 +148,30 @@ def test_plain_data_and_back():
 def test_what_is_no_surgery_is_refused(plain):
     with pytest.raises(ModelError, match="cannot be read"):
         parse_surgery(plain)
+
+
+def test_layers_of_a_named_sequential_keep_their_names():
+    layers = nn.Sequential(OrderedDict((f"layer_{index}", nn.Linear(4, 4)) for index in range(3)))
+    cut = operate(layers, [Drop(module="", keep=[0, 2])])
+    assert list(cut._modules) == ["layer_0", "layer_2"]
+
+
+def test_factors_of_a_class_with_another_constructor():
+    class Same(nn.Conv2d):
+        def __init__(self):
+            super().__init__(2, 4, 3, padding=1)
+
+    cut = operate(nn.Sequential(Same()), [Factorize(module="0", rank=2)])
+    assert cut(torch.ones(1, 2, 5, 5)).shape == (1, 4, 5, 5)
+
+
+def test_a_computed_tensor_is_not_sliced():
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)))
+    with pytest.raises(ModelError, match=r"'0\.weight' is computed"):
+        operate(module, [Slice(module="0", tensor="weight", dim=0, keep=[1])])
+
+
+@pytest.mark.parametrize("rank", [7, 10**15])
+def test_factors_are_no_larger_than_the_layer(rank):
+    with pytest.raises(ModelError, match=f"'0' is too small for a rank of {rank}"):
+        operate(net(), [Factorize(module="0", rank=rank)])

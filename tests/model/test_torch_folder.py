@@ -149,3 +149,54 @@ def test_a_hugging_face_model_needs_no_folder_of_its_own_any_more(tmp_path):
     assert ("lm_head.weight" in names) + ("transformer.wte.weight" in names) == 1
     assert json.loads((made.path / "source.json").read_text())["huggingface"]["n_layer"] == 3
     assert Model.open(made.path).kind == "torch-folder"
+
+
+def small_gpt2(folder: Path) -> None:
+    import transformers
+
+    config = transformers.GPT2Config(
+        n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=16, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def test_weights_that_a_hugging_face_folder_does_not_tie_stay_two(tmp_path):
+    small_gpt2(tmp_path / "hf")
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    weights["lm_head.weight"] = torch.ones(11, 8)
+    save_file(weights, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    model = Model.open(tmp_path / "hf")
+    module = load_module(model)
+    made = save_module(model, module, [], tmp_path / "out", "nothing")
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(load_module(made)(ids).logits, module(ids).logits, rtol=0, atol=0)
+
+
+def test_a_tied_tensor_cannot_take_two_weights(tmp_path):
+    small_gpt2(tmp_path / "hf")
+    model = Model.open(tmp_path / "hf")
+    made = save_module(model, load_module(model), [], tmp_path / "out", "nothing")
+    weights = load_file(made.path / "weights.safetensors")
+    weights |= {"transformer.wte.weight": torch.zeros(11, 8), "lm_head.weight": torch.ones(11, 8)}
+    save_file(weights, made.path / "weights.safetensors", metadata={"ties": "{}"})
+    with pytest.raises(ModelError, match=r"lm_head\.weight is transformer\.wte\.weight and has other numbers"):
+        load_module(made)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_configuration_names_no_code_of_others(tmp_path, key):
+    small_gpt2(tmp_path / "hf")
+    model = Model.open(tmp_path / "hf")
+    made = save_module(model, load_module(model), [], tmp_path / "out", "nothing")
+    source = json.loads((made.path / "source.json").read_text())
+    source["huggingface"][key] = "someone/attention"
+    (made.path / "source.json").write_text(json.dumps(source))
+    with pytest.raises(ModelError, match="asks for 'someone/attention', which transformers may download and run"):
+        load_module(made)
+
+
+def test_layers_without_sizes_are_refused(given, tmp_path):
+    (tmp_path / "lazy.py").write_text("from torch import nn\n\ndef build():\n    return nn.LazyLinear(3)\n")
+    with pytest.raises(ModelError, match="tensors without a shape yet: weight, bias"):
+        load_module(replace(given, factory=f"{tmp_path / 'lazy.py'}:build"))

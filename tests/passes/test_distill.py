@@ -59,6 +59,14 @@ def nine():
 def deaf():
     return nn.Bilinear(3, 3, 3)
 
+class Auxiliary(Small):
+    def forward(self, image):
+        made = super().forward(image)
+        return {**made, "aux": made["logits"] * 2} if self.training else made
+
+def auxiliary():
+    return Auxiliary()
+
 def push(student_outputs, teacher_outputs, batch):
     return -student_outputs["logits"][:, 3].mean()
 
@@ -223,11 +231,34 @@ def test_a_student_that_does_not_match_is_refused_before_training(
     assert not (ctx.checkpoints() / "distill").exists()
 
 
-def test_training_that_brings_nothing_is_an_error(code: Path, tmp_path: Path) -> None:
+def test_training_what_the_steps_before_left_may_bring_nothing(tmp_path: Path) -> None:
+    ctx = images(tmp_path, steps=2, learning_rate=1e-12)
+    left = save_module(ctx.original, ctx.load_torch(ctx.original), [], tmp_path / "left", "as it was")
+    outcome = Distill()(left, ctx)
+    assert (outcome.changed, outcome.model) == (0, left)
+    assert "brought nothing: top1 was" in outcome.notes[0] and "patience (now 5)" in outcome.notes[0]
+
+
+def test_a_student_that_learns_nothing_is_an_error(code: Path, tmp_path: Path) -> None:
     ctx = images(tmp_path, steps=1, learning_rate=1e-12)
     with pytest.raises(PassError, match="brought nothing") as caught:
         Distill(student=f"{code}:build")(ctx.original, ctx)
     assert "learning_rate" in caught.value.fix
+
+
+def test_time_that_is_too_short_is_named(code: Path, tmp_path: Path) -> None:
+    ctx = images(tmp_path, seconds=1e-6)
+    with pytest.raises(PassError, match="brought nothing") as caught:
+        Distill(student=f"{code}:build")(ctx.original, ctx)
+    assert "steps and seconds (now 24 and 1e-06)" in caught.value.fix
+
+
+def test_outputs_that_a_student_has_in_training_only_do_not_count(code: Path, tmp_path: Path) -> None:
+    ctx = images(tmp_path)
+    losses = {"logits": 1.0, "embeddings": 1.0}
+    with pytest.raises(PassError, match="nothing but class scores"):
+        Distill(student=f"{code}:auxiliary", losses=losses)(ctx.original, ctx)
+    assert Distill(student=f"{code}:auxiliary", losses={"embeddings": 1.0})(ctx.original, ctx).changed
 
 
 def test_the_original_itself_is_no_student(tmp_path: Path) -> None:

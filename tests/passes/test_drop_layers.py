@@ -176,6 +176,8 @@ def test_reviews_transformer_by_effect():
 
 
 RESIDUAL = """
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -196,6 +198,17 @@ def build():
 
 def plain():
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+def named():
+    return nn.Sequential(OrderedDict((f"layer_{index}", nn.Linear(4, 4)) for index in range(4)))
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = named()
+
+    def forward(self, x):
+        return self.layers(x)
 
 class Counting(nn.Module):
     def __init__(self):
@@ -315,3 +328,16 @@ def test_other_forms_are_refused_before_anything_runs():
     assert "cannot be trained or changed" in DropLayers(remain=2).applies(replace(model, kind="pt2"), None)
     assert DropLayers(remain=2, choose="effect").reads() == ("sample", "search")
     assert DropLayers(remain=(0, 1), choose="effect").reads() == ("sample",)
+
+
+@pytest.mark.parametrize("choose", ["even", "effect"])
+def test_layers_may_have_names(choose):
+    model, inputs = built("Named", "x=float32[batch,4]"), {"x": normal(8, 4)}
+    outcome = drop(model, inputs, remain=2, choose=choose)
+    whole, cut = load_module(model), load_module(outcome.model)
+    names = list(cut.layers._modules)
+    assert len(names) == 2
+    expected = torch.from_numpy(inputs["x"])
+    for name in names:
+        expected = getattr(whole.layers, name)(expected)
+    torch.testing.assert_close(cut(torch.from_numpy(inputs["x"])), expected)

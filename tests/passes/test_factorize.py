@@ -395,3 +395,51 @@ def test_options_that_make_no_sense(options, why):
 def test_exports_cannot_be_changed():
     assert "TorchScript cannot be changed" in Factorize().applies(open_any(SAMPLES / "digits_mlp.ts.pt"), Target())
     assert Factorize().applies(sample("digits_mlp"), Target()) == ""
+
+
+SPECIAL = """
+from torch import nn
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).tanh() * 3
+
+class Asking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(32, 32), nn.Linear(32, 32)])
+
+    def forward(self, input):
+        for layer in self.layers:
+            input = layer(input)
+            if isinstance(layer, nn.Linear):
+                input = input.relu()
+        return input
+
+def scaled():
+    return nn.Sequential(Scaled(32, 32), nn.Linear(32, 32))
+"""
+
+
+def special(name: str) -> Model:
+    folder = fresh_dir()
+    (folder / "code.py").write_text(SPECIAL)
+    space = {}
+    exec(SPECIAL, space)
+    torch.manual_seed(0)
+    save_file(space[name]().state_dict(), folder / "w.safetensors")
+    factory = f"{folder / 'code.py'}:{name}"
+    return Model.open(folder / "w.safetensors", factory=factory, signature="input=float32[batch,32]")
+
+
+def test_a_layer_that_computes_something_of_its_own_stays():
+    outcome = run_pass(
+        Factorize(target=Goal(macs=0.9)), special("scaled"), data={"calibration": {"input": normal(64, 32)}}
+    )
+    assert [name for name, _ in outcome.changes] == ["1"]
+    assert ("0", "its class Scaled or its hooks compute something of their own") in outcome.skipped
+
+
+def test_a_forward_that_asks_for_classes_is_refused():
+    with pytest.raises(PassError, match=r"looks at the classes of its layers.*'output_0' is off by"):
+        run_pass(Factorize(target=Goal(macs=0.9)), special("Asking"), data={"calibration": {"input": normal(64, 32)}})

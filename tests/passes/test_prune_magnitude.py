@@ -15,6 +15,7 @@ from optkit.model.load_torch import load_module
 from optkit.model.model import Model
 from optkit.model.target import Target
 from optkit.passes._prune.sparse import Weight, n_of_m, packed, smallest, spread, zeros
+from optkit.passes._prune.weights import torch_weights
 from optkit.passes.prune_magnitude import PruneMagnitude
 from optkit.passes.quantize_dynamic import QuantizeDynamic
 from optkit.passes.quantize_static import QuantizeStatic
@@ -368,3 +369,20 @@ def test_a_pattern_needs_no_quotes():
 def test_a_pattern_is_a_share_already():
     with pytest.raises(ValidationError, match="exclude each other"):
         PruneMagnitude(pattern="2:4", sparsity=0.5)
+
+
+def test_a_transposed_weight_that_others_read_stays():
+    text = """net (float[batch,64] x) => (float[batch,48] y) {
+        t = Transpose<perm = [1, 0]>(w) m = MatMul(x, t) s = ReduceSum<keepdims = 0>(t) y = Add(m, s) }"""
+    with pytest.raises(PassError, match="its weights are read by ReduceSum too"):
+        run_pass(PruneMagnitude(), onnx_model(text, {"w": normal(48, 64)}))
+
+
+def test_doubles_keep_all_their_digits():
+    module = nn.Sequential(nn.Linear(8, 16)).double()
+    before = module[0].weight.detach().clone()
+    (found,) = torch_weights(module, ()).weights
+    found.prune(lambda weights: smallest(weights, 64))
+    after = module[0].weight.detach()
+    assert int((after == 0).sum()) == 64
+    assert torch.equal(after[after != 0], before[after != 0])

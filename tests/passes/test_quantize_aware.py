@@ -245,7 +245,15 @@ def test_gradients_go_through_rounding_and_stop_where_the_input_is_cut_off():
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
 
 
+def test_an_input_given_by_name_is_rounded_too():
+    module = nn.Linear(3, 2, bias=False).requires_grad_(False)
+    values = torch.tensor([[0.53, 30.0, -0.2]])
+    with fake_quantized(module, [Site("", module, planned(module.weight), None)]):
+        torch.testing.assert_close(module(input=values), module(values), rtol=0, atol=0)
+
+
 def test_outputs_are_rounded_behind_the_normalization():
+    torch.manual_seed(1)
     module = nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2)).eval()
     module[1].bias.data = torch.tensor([0.3, -0.1])
     layer = planned(module[0].weight, given=Steps(0.25, 0, 0, 255))

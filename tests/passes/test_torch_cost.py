@@ -31,6 +31,18 @@ def test_tied_weights_count_once_and_stay_trainable():
     assert module.head.weight.requires_grad
 
 
+def test_layers_may_take_views_of_trainable_weights():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.ones(1, 4)), nn.Linear(4, 5, bias=False)
+
+        def forward(self, x):
+            return self.layer(x) + self.layer(self.token.expand(2, 4))
+
+    assert cost(Token(), {"x": torch.ones(2, 4)}, samples=2) == Cost(4 + 20, 2 * 20)
+
+
 @pytest.mark.parametrize(("axes", "samples"), [(("batch", 4), 8), ((4, "batch"), 4)])
 def test_samples_are_counted_along_their_axis(axes, samples):
     signature = Signature((TensorSpec("x", "float32", axes),))

@@ -14,6 +14,7 @@ from optkit.errors import PassError
 from optkit.model.model import Model
 from optkit.passes._base import Context, Outcome, PassKind
 from optkit.passes._train.training import Training
+from optkit.passes.export_onnx import ExportOnnx
 from optkit.pipeline.cache import PARTIAL_S
 from optkit.pipeline.job import Job
 from optkit.pipeline.make import make, step_key
@@ -141,9 +142,40 @@ def test_what_nobody_came_back_to_goes_in_the_end(tmp_path: Path) -> None:
     assert young.exists()
 
 
+def test_emptying_the_cache_takes_what_interruptions_left(tmp_path: Path) -> None:
+    cache = job_with(tmp_path).cache
+    left = cache.partial("a" * 64)
+    cache.remove(["b"])
+    assert left.exists()
+    cache.remove()
+    assert not left.exists()
+
+
 def test_a_function_that_is_not_there_is_told_in_the_plan(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CODE)
     job = job_with(tmp_path, function=f"{tmp_path / 'mine.py'}:fitt")
     with pytest.raises(PassError, match="no function 'fitt'; did you mean 'fit'"):
         check_training(job, [Trains()])
     check_training(job, [toy.ScaleBy()])
+
+
+class Hooked(Trains):
+    """Names code."""
+
+    code_options: ClassVar[tuple[str, ...]] = ("hooks",)
+    hooks: tuple[str, ...] = ()
+
+
+def test_hooks_that_are_not_there_are_told_in_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    file, job = tmp_path / "mine.py", job_with(tmp_path)
+    with pytest.raises(PassError, match="no function 'pit'"):
+        check_training(job, [Hooked(hooks=(f"{file}:fit", f"{file}:pit"))])
+    check_training(job, [Hooked(hooks=(f"{file}:fit",))])
+
+
+def test_the_key_changes_with_the_export_that_training_looks_through(tmp_path: Path) -> None:
+    job = job_with(tmp_path)
+    one, other = (replace(job, exporter=ExportOnnx(opset=opset)) for opset in (17, 18))
+    assert step_key(one, Trains(), job.original) != step_key(other, Trains(), job.original)
+    assert step_key(one, toy.ScaleBy(), job.original) == step_key(other, toy.ScaleBy(), job.original)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.errors import PassError
 from optkit.model.surgery import Factorize, operate
-from optkit.passes._prune.matrices import Inputs, Layer, matrix, rows_of, run
+from optkit.passes._prune.layer_drop import unlike
+from optkit.passes._prune.layers import outputs
+from optkit.passes._prune.matrices import Inputs, Layer, matrix, replaced, rows_of, run
 from optkit.passes._prune.rank import Floats, lost_shares
 from optkit.passes._quant.moments import grouped
 from optkit.passes._quant.unpadded import unpadded_tensors
@@ -97,15 +99,46 @@ def spectra(module: nn.Module, names: Sequence[str], batches: Iterable[Inputs], 
 
 
 def split(
-    module: nn.Module, ranks: Mapping[str, int], known: Mapping[str, Spectrum]
+    module: nn.Module, ranks: Mapping[str, int], known: Mapping[str, Spectrum], inputs: Inputs
 ) -> tuple[nn.Module, list[Factorize]]:
-    """Put two layers in the place of each of these: the module, and what was done."""
+    """Put two layers in the place of each of these: the module, which is then tried on ``inputs``, and what was done.
+
+    Raises:
+        PassError: it does something else with them than call them.
+    """
     operations = [Factorize(module=name, rank=rank) for name, rank in ranks.items()]
     whole = {name: module.get_submodule(name) for name in ranks}
     module = operate(module, operations)
     for name, rank in ranks.items():
         install(whole[name], module.get_submodule(name), known[name], rank)
+    _require_same(module, whole, inputs)
     return module, operations
+
+
+def _require_same(module: nn.Module, whole: Mapping[str, nn.Module], inputs: Inputs) -> None:
+    """Refuse a module that does not compute what it would if its old layers ``whole`` gave what their factors give.
+
+    Raises:
+        PassError: its forward asks of what class a layer is, or the like.
+    """
+    pairs = [(layer, module.get_submodule(name)) for name, layer in whole.items() if name]
+    found = outputs(module, inputs)
+    handles = [
+        layer.register_forward_hook(lambda _, given, __, factors=factors: factors(*given)) for layer, factors in pairs
+    ]
+    try:
+        with replaced(module, {name: layer for name, layer in whole.items() if name}):
+            expected = outputs(module, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if reason := unlike(found, expected):
+        raise PassError(
+            f"The module looks at the classes of its layers, and does something else with two in the place of one:"
+            f" {reason}.",
+            expected="a forward that only calls its layers",
+            fix=f"leave them out with exclude: [{', '.join(whole)}]",
+        )
 
 
 def install(before: nn.Module, after: nn.Module, spectrum: Spectrum, rank: int) -> None:

@@ -55,7 +55,8 @@ def influences(module: nn.Module, layers: LayerList, signature: Signature, data:
     """
     from torch.nn.functional import cosine_similarity
 
-    names = [f"{layers.path}.{index}" for index in range(layers.count) if index not in layers.bound]
+    places = {name: index for index, name in enumerate(layers.names) if index not in layers.bound}
+    names = list(places)
     sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     for batch in data.batches():
         inputs = _tensors(batch, signature)
@@ -72,7 +73,7 @@ def influences(module: nn.Module, layers: LayerList, signature: Signature, data:
 
         with watched(module, names, note):
             outputs(module, inputs)
-    return {int(name.rpartition(".")[2]): sums[name] / max(1, counts[name]) for name in names}
+    return {index: sums[name] / max(1, counts[name]) for name, index in places.items()}
 
 
 def _mask_name(path: str, inputs: Mapping[str, Tensor]) -> str:

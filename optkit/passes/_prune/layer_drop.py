@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.errors import PassError
 from optkit.model.surgery import Drop, Operation, Set, Value, operate
 from optkit.passes._base import NOISE
-from optkit.passes._prune.layers import LayerList, outputs
+from optkit.passes._prune.layers import LayerList, member_names, outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +56,7 @@ def require_same(
     from optkit.model.load_torch import first_line
 
     try:
-        reason = _difference(outputs(module, inputs), expected)
+        reason = unlike(outputs(module, inputs), expected)
     except Exception as error:  # noqa: BLE001 - the module's own code may raise anything when it misses a layer
         reason = first_line(error)
     if reason:
@@ -67,7 +67,8 @@ def require_same(
         )
 
 
-def _difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+def unlike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Empty, or in what outputs differ by more than float noise."""
     if {name: each.shape for name, each in found.items()} != {name: each.shape for name, each in expected.items()}:
         return "its outputs have other names or shapes"
     for name, wanted in expected.items():
@@ -88,11 +89,11 @@ def followers(module: nn.Module, layers: LayerList, keep: Sequence[int]) -> list
             seen.add(id(holder))
             attrs = _fewer(holder, layers, keep, above_both=_above_both(module, name, layers.path))
             made += [Set(module=name, attrs={prefix + key: value for key, value in attrs.items()})] if attrs else []
-    for place, index in enumerate(keep):
-        for name, part in module.get_submodule(f"{layers.path}.{place}").named_modules():
+    for place, (index, layer) in enumerate(zip(keep, member_names(module, layers.path), strict=True)):
+        for name, part in module.get_submodule(layer).named_modules():
             numbers: dict[str, Value] = {key: place for key in NUMBERS if vars(part).get(key) == index != place}
             if numbers:
-                made.append(Set(module=f"{layers.path}.{place}.{name}".rstrip("."), attrs=numbers))
+                made.append(Set(module=f"{layer}.{name}".rstrip("."), attrs=numbers))
     return made
 
 

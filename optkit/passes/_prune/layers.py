@@ -24,6 +24,8 @@ class LayerList:
     path: str
     """Dotted name."""
     count: int
+    names: tuple[str, ...]
+    """Dotted name of each layer."""
     parameters: int
     """Of the layers that could go."""
     bound: Mapping[int, str] = field(default_factory=dict)
@@ -43,13 +45,18 @@ def find_lists(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[LayerLis
         same = (taken.shape, taken.dtype) == (given.shape, given.dtype)
         shapes[name] = same and shapes.get(name, True)
 
-    names = [f"{path}.{index}" for path, layers in lists.items() for index in range(len(layers))]
-    with watched(module, names, note):
+    names = {path: member_names(module, path) for path in lists}
+    with watched(module, [name for each in names.values() for name in each], note):
         outputs(module, inputs)
-    found = [_described(path, layers, shapes) for path, layers in lists.items()]
+    found = [_described(path, names[path], layers, shapes) for path, layers in lists.items()]
     return sorted(
         (each for each in found if len(each.bound) < each.count), key=lambda each: (-each.parameters, -each.count)
     )
+
+
+def member_names(module: nn.Module, path: str) -> tuple[str, ...]:
+    """Dotted names of the members of a list, which a Sequential may call as it likes."""
+    return tuple(f"{path}.{key}" for key in module.get_submodule(path)._modules)
 
 
 def _lists_of_one_class(module: nn.Module) -> Iterator[tuple[str, Sequence[nn.Module]]]:
@@ -61,18 +68,18 @@ def _lists_of_one_class(module: nn.Module) -> Iterator[tuple[str, Sequence[nn.Mo
             yield path, list(part)
 
 
-def _described(path: str, layers: Sequence[nn.Module], shapes: Mapping[str, bool]) -> LayerList:
+def _described(path: str, names: tuple[str, ...], layers: Sequence[nn.Module], shapes: Mapping[str, bool]) -> LayerList:
     owned = [frozenset(name for name, _ in layer.named_parameters()) for layer in layers]
     usual = Counter(owned).most_common(1)[0][0]
     bound = {}
-    for index, names in enumerate(owned):
-        if not shapes.get(f"{path}.{index}", False):
+    for index, own in enumerate(owned):
+        if not shapes.get(names[index], False):
             bound[index] = "its output has another shape than its input"
-        elif names > usual:
-            bound[index] = f"the other layers use its {min(names - usual)}"
+        elif own > usual:
+            bound[index] = f"the other layers use its {min(own - usual)}"
     loose = [layer for index, layer in enumerate(layers) if index not in bound]
     size = sum(each.numel() for layer in loose for each in layer.parameters())
-    return LayerList(path, len(layers), size, bound)
+    return LayerList(path, len(layers), names, size, bound)
 
 
 def outputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,6 +58,8 @@ def _is_conv1d(part: nn.Module) -> bool:
 def _refusal(module: nn.Module, part: nn.Module) -> str:
     if part._parameters.get("weight") is None:
         return "its weight is computed, as by a parametrization"
+    if not _is_plain(part):
+        return f"its class {type(part).__name__} or its hooks compute something of their own"
     if getattr(part, "groups", 1) != 1:
         return f"a convolution of {part.groups} groups"
     names = [name for name, each in module.named_modules(remove_duplicate=False) if each is part]
@@ -66,6 +68,21 @@ def _refusal(module: nn.Module, part: nn.Module) -> str:
     others = [name for name, value in module.named_parameters(remove_duplicate=False) if value is part.weight]
     others = [name for name in others if name != f"{names[0]}.weight".lstrip(".")]
     return f"its weight is also '{others[0]}'" if others else ""
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether its output is that of torch's layer alone, which its factors give too."""
+    from torch import nn
+
+    kind = next((each for each in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(part, each)), type(part))
+    own = [
+        name for name in ("forward", "_conv_forward", "__call__") if _of(part, name) is not getattr(kind, name, None)
+    ]
+    return not own and not part._forward_hooks and not part._forward_pre_hooks
+
+
+def _of(part: nn.Module, name: str) -> Any:
+    return vars(part).get(name, getattr(type(part), name, None))
 
 
 def matrix(layer: nn.Module) -> Tensor:
@@ -128,16 +145,23 @@ def _touched(module: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[st
         def forward(self, data: Tensor) -> Any:
             return self.layer(data)
 
-    places = [(module.get_submodule(name.rpartition(".")[0]), name) for name in names if name]
-    layers = {name: module.get_submodule(name) for name in names}
-    for parent, name in places:
-        parent._modules[name.rpartition(".")[2]] = StandIn(name, layers[name])
-    try:
+    with replaced(module, {name: StandIn(name, module.get_submodule(name)) for name in names if name}):
         run(module, inputs)
-    finally:
-        for parent, name in places:
-            parent._modules[name.rpartition(".")[2]] = layers[name]
     return touched
+
+
+@contextmanager
+def replaced(module: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within, these modules stand in the places of those of these names."""
+    places = [(module.get_submodule(name.rpartition(".")[0])._modules, name) for name in others]
+    before = {name: own[name.rpartition(".")[2]] for own, name in places}
+    for own, name in places:
+        own[name.rpartition(".")[2]] = others[name]
+    try:
+        yield
+    finally:
+        for own, name in places:
+            own[name.rpartition(".")[2]] = before[name]
 
 
 def run(module: nn.Module, inputs: Inputs) -> None:

@@ -130,10 +130,11 @@ def _uses(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from optkit.model.torch_call import bind_inputs
+    from optkit.passes._torch_cost import frozen
 
     args, kwargs = bind_inputs(module, inputs)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), frozen(module), counter:
         module(*args, **kwargs)
     macs = {name.partition(".")[2]: sum(by.values()) / 2 for name, by in counter.get_flop_counts().items()}
     sizes = {

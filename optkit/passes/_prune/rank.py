@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.errors import PassError
+from optkit.passes._prune.target import at_least
 
 Floats = NDArray[np.float64]
 
@@ -113,7 +114,7 @@ def by_error(curves: Mapping[str, Curve], error: float) -> dict[str, int]:
     if ranks := within(curves, error):
         return ranks
     name = min(curves, key=lambda each: curves[each].errors[0])
-    least = f"{curves[name].errors[0] ** 0.5:.3g}"
+    least = at_least(curves[name].errors[0] ** 0.5)
     raise PassError(
         f"No layer can be factorized with an error of at most {error:g}: the least is {least}, of '{name}' with rank"
         f" {curves[name].ranks[0]}.",
@@ -131,10 +132,10 @@ def by_budget(curves: Mapping[str, Curve], total: float, share: float, what: str
     ranks = allocate(curves, total * (1 - share))
     if ranks is not None:
         return ranks
-    best = 1 - sum(each.saved[-1] for each in curves.values()) / total
+    best = at_least(1 - sum(each.saved[-1] for each in curves.values()) / total)
     raise PassError(
-        f"The target of {share:g} of the {what} cannot be reached: with the lowest ranks {best:.3g} is left.",
-        expected=f"a share of at least {best:.3g}",
+        f"The target of {share:g} of the {what} cannot be reached: with the lowest ranks {best} is left.",
+        expected=f"a share of at least {best}",
         fix="ask for less, lower multiple, or exclude fewer layers",
     )
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,14 @@ class Work:
         self.module = trial.module
         self.operations += trial.operations
         self.left |= {name: len(units) for name, units in kept.items()}
+
+    def settle(self) -> list[str]:
+        """Measure batch norms anew on calibration data; what was done."""
+        from optkit.passes._prune.norms import measure_again
+        from optkit.passes._prune.score_data import calibration
+
+        told = measure_again(self.module, self.ctx.load_torch(self.ctx.original), partial(calibration, self.ctx))
+        return [told] if told else []
 
     def save(self, folder: str, trial: Trial | None = None) -> Model:
         """Write it, or a trial of it, below the pass's own folder."""

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from optkit.data.dataset import take
+from optkit.errors import PassError
 from optkit.passes._prune.units import Group, Part
 
 if TYPE_CHECKING:
@@ -36,15 +38,11 @@ def calibration(ctx: Context) -> Iterator[dict[str, Tensor]]:
 
     signature = ctx.original.signature
     axes = signature.batch_axes()
+    length = signature.fixed_batch() or PIECE
     for arrays, size in unpadded(ctx.batches("calibration"), signature, SAMPLES):
-        whole = {name: to_tensor(name, array, signature.input(name).dtype) for name, array in arrays.items()}
-        length = PIECE if signature.batch_dims else size
         for start in range(0, size, length):
-            count = min(length, size - start)
-            yield {
-                name: value if (axis := axes.get(name)) is None else value.narrow(axis, start, count)
-                for name, value in whole.items()
-            }
+            some = {name: take(array, axes.get(name), slice(start, start + length)) for name, array in arrays.items()}
+            yield {name: to_tensor(name, array, signature.input(name).dtype) for name, array in some.items()}
 
 
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -109,6 +107,13 @@ def _slopes(
         for inputs in data:
             args, kwargs = bind_inputs(module, inputs)
             outputs = {k: v for k, v in name_outputs(module(*args, **kwargs)).items() if v.is_floating_point()}
+            if not any(each.requires_grad for each in outputs.values()):
+                raise PassError(
+                    "The criterion taylor finds no output that weights move: they are integers, or forward runs without"
+                    " gradients.",
+                    expected="a float output, and a forward that gradients can pass",
+                    fix="criterion: activation or magnitude",
+                )
             spread = spread or {name: float(each.detach().std(unbiased=False)) or 1.0 for name, each in outputs.items()}
             for draw in range(DRAWS):
                 total = sum(

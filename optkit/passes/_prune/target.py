@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -66,11 +67,18 @@ def fewest(count: int, share: Callable[[int], float], target: float) -> int:
     return low
 
 
+def at_least(value: float) -> str:
+    """Three digits of a number above 0, rounded up, so that who asks for them gets them."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2) if value > 0 else 1.0
+    return f"{math.ceil(value / step) * step:.3g}"
+
+
 def unreachable(what: What, target: float, best: float) -> PassError:
     """The error that names the best reached."""
+    least = at_least(best)
     return PassError(
-        f"The target of {target:.3g} of the {WORDS[what]} cannot be reached: the least is {best:.3g}.",
-        expected=f"a share of at least {best:.3g}, or options that let more be pruned",
+        f"The target of {target:.3g} of the {WORDS[what]} cannot be reached: the least is {least}.",
+        expected=f"a share of at least {least}, or options that let more be pruned",
         fix="lower min_share or multiple, leave fewer layers out (exclude, kinds, residual), or ask for less",
     )
 

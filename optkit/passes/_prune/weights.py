@@ -92,7 +92,8 @@ def _of_torch(label: str, value: Tensor, axis: int) -> Weight:
     import torch
 
     def read() -> Array:
-        return np.asarray(value.detach().float().numpy())
+        whole = value.detach()
+        return np.asarray((whole.float() if whole.dtype == torch.bfloat16 else whole).numpy())
 
     def prune(rule: Rule) -> None:
         with torch.no_grad():
@@ -143,7 +144,9 @@ def _refusal(value: ir.Value) -> str:
         return "its weights are a vector"
     if weights.dtype.kind not in "fV":  # bfloat16 is a V
         return f"its weights are {weights.dtype}"
-    others = [user.op_type for user, _ in value.uses() if user.op_type not in (*ONNX_LAYERS, "Transpose")]
+    turned = [user.outputs[0] for user, _ in value.uses() if user.op_type == "Transpose"]
+    users = [user.op_type for each in (value, *turned) for user, _ in each.uses()]
+    others = [user for user in users if user not in (*ONNX_LAYERS, "Transpose")]
     if others or value.is_graph_output():
         return f"its weights are read by {others[0] if others else 'whoever calls the model'} too"
     return ""

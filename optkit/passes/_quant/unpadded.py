@@ -67,15 +67,18 @@ def unpadded(data: Dataset, signature: Signature, limit: int) -> Iterator[tuple[
     """(inputs by name, how many samples they are) of at most ``limit`` samples.
 
     Whole batches; where ``attention_mask`` has zeros, the batch's samples one by one, each cut to what its mask shows.
+    A model whose batch is fixed takes no less than that: it gets whole batches in any case, the last one filled up.
     """
     axes = signature.batch_axes()
+    fixed = (signature.fixed_batch() or 1) > 1
     for batch in data.batches():
         size = min(batch.size, limit)
         if size == 0:
             return
         limit -= size
-        rows = {name: take(array, axes.get(name), slice(size)) for name, array in batch.inputs.items()}
-        if MASK not in rows or axes.get(MASK) != 0 or rows[MASK].all():
+        length = None if fixed else size
+        rows = {name: take(array, axes.get(name), slice(length)) for name, array in batch.inputs.items()}
+        if fixed or MASK not in rows or axes.get(MASK) != 0 or rows[MASK].all():
             yield rows, size
         else:
             yield from ((_sample(rows, signature, index), 1) for index in range(size) if rows[MASK][index].any())

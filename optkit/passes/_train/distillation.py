@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from optkit.passes._train.keeper import Trained
     from optkit.passes._train.loop import Loss
 
+INSIDE = {"hidden", "attention"}
+"""Terms that compare what layers give."""
 _BATCHES = 4
 """How many batches tell what each loss is before and after."""
 
@@ -40,6 +42,11 @@ class Lesson:
     student: nn.Module
     terms: Mapping[str, Term]
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether the teacher must run for every batch, as some term compares what its layers give."""
+        return bool(INSIDE & self.weights.keys())
 
     def values(self) -> dict[str, float]:
         """Name of each term -> its mean on a few samples, unweighted, the student in eval mode."""
@@ -66,8 +73,8 @@ class Lesson:
 
     def mapped(self, pairs: Pairs) -> list[tuple[str, str]]:
         """Which layer learns from which, where layers are looked at."""
-        used = {"hidden", "attention"} & self.weights.keys()
-        return [(name, f"learns from the original's {other}") for name, other in pairs.items()] if used else []
+        told = [(name, f"learns from the original's {other}") for name, other in pairs.items()]
+        return told if self.looks_inside else []
 
 
 @contextmanager
@@ -188,7 +195,8 @@ def _loss(terms: Mapping[str, Term], weights: Mapping[str, float], maps: nn.Modu
     from torch import nn
 
     def total(module: nn.Module, batch: TrainBatch) -> Tensor:
-        outputs = call(module, batch.inputs)
+        aims = batch.targets or {}
+        outputs = {name: value for name, value in call(module, batch.inputs).items() if name in aims}
         found = [weights[name] * term(outputs, batch) for name, term in terms.items()]
         return sum(found[1:], start=found[0])
 
@@ -209,12 +217,22 @@ def _loss(terms: Mapping[str, Term], weights: Mapping[str, float], maps: nn.Modu
     return Projected()
 
 
-def brought_nothing(trained: Trained, ctx: Context) -> PassError:
+def told_nothing(trained: Trained, ctx: Context) -> str:
     """What to say where the best weights are those that it began with."""
+    error = brought_nothing(trained, ctx)
+    return f"{error.message.rstrip('.')}; {error.fix}"
+
+
+def brought_nothing(trained: Trained, ctx: Context) -> PassError:
+    """The error of a student of its own whose best weights are those that it began with."""
+    settings = ctx.training
+    limits = f"steps (now {settings.steps})"
+    if settings.seconds is not None:
+        limits = f"steps and seconds (now {settings.steps} and {settings.seconds:g})"
     return PassError(
         f"Distilling for {trained.steps} steps brought nothing: {trained.metric} was {trained.before:.4g} and never "
         f"better than {trained.after:.4g} on the search split.",
         expected="weights that are better than those it began with",
-        fix=f"give it more steps or a higher learning_rate under train: (now {ctx.training.steps} and "
-        f"{ctx.training.learning_rate:g})",
+        fix=f"more {limits}, more patience (now {settings.patience}) or another learning_rate "
+        f"(now {settings.learning_rate:g}) under train: may help",
     )

@@ -36,7 +36,7 @@ def fake_quantized(module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
             part, fake = site.module, rounding(site)
             parametrize.register_parametrization(part, "weight", fake)
             undo.append(partial(parametrize.remove_parametrizations, part, "weight", leave_parametrized=False))
-            undo.append(part.register_forward_pre_hook(fake.round_input).remove)
+            undo.append(part.register_forward_pre_hook(fake.round_input, with_kwargs=True).remove)
             undo.append(part.register_forward_hook(fake.round_bias).remove)
             if site.layer.given is not None:
                 undo.append((site.norm or part).register_forward_hook(_round_output(site.layer.given)).remove)
@@ -97,8 +97,11 @@ def _rounding() -> Any:
             self._lost = whole.detach() - torch.round(whole.detach() / self._scale) * self._scale
             return (whole - self._lost) / factor
 
-        def round_input(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (_rounded(args[0], self._site[0].layer.taken), *args[1:])
+        def round_input(self, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+            taken = self._site[0].layer.taken
+            if args:
+                return (_rounded(args[0], taken), *args[1:]), named
+            return args, {name: _rounded(value, taken) for name, value in named.items()}
 
         def round_bias(self, part: nn.Module, _: Any, output: Tensor) -> Tensor:
             """Take the bias away that was added, and add it corrected and rounded."""

@@ -70,6 +70,8 @@ class Keeper:
     notes: list[str] = field(default_factory=list)
     _before: Score = field(init=False)
     _best: Score = field(init=False)
+    _top: float = field(init=False)
+    """Highest value seen, in its better direction."""
     _kept: dict[str, Any] = field(init=False)
     _since: float = field(init=False)
 
@@ -79,6 +81,7 @@ class Keeper:
         found = self.place.load(CHECKPOINT)
         if found is None:
             self._before = self._best = score(self.module, self.ctx, self.device)
+            self._top = self._best.rank[0]
             self._kept = weights(self.module)
             return {}
         self.module.load_state_dict(found["module"])
@@ -86,7 +89,7 @@ class Keeper:
             found[name] for name in ("step", "elapsed", "looked", "stale")
         )
         self._before, self._best = Score(**found["before"]), Score(**found["best"])
-        self._kept = found["kept"]
+        self._kept, self._top = found["kept"], found["top"]
         return dict(found["extra"])
 
     @property
@@ -121,8 +124,11 @@ class Keeper:
         self.looked = int(used * self.ctx.training.looks)
         found = score(self.module, self.ctx, self.device)
         self.stale += 1
-        if found.rank > self._best.rank:
+        if found.better(self._best, self._top):
             self._best, self._kept, self.stale = found, weights(self.module), 0
+        self._top = max(self._top, found.rank[0])
+        if used < self.ctx.training.warmup:
+            self.stale = 0
         if used >= 1 or self.stale >= self.ctx.training.patience:
             return False
         self._save(extra())
@@ -150,17 +156,20 @@ class Keeper:
         self.elapsed, self._since = self.elapsed + now - self._since, now
         plain = {name: getattr(self, name) for name in ("step", "elapsed", "looked", "stale")}
         scores = {"before": vars(self._before), "best": vars(self._best)}
-        state = {"module": weights(self.module), "kept": self._kept, "extra": extra}
+        state = {"module": weights(self.module), "kept": self._kept, "extra": extra, "top": self._top}
         self.place.save(CHECKPOINT, {**plain, **scores, **state})
 
     def _diverged(self, loss: float) -> PassError:
         path = self.place.save(BEST, {"module": self._kept})
         rate = self.ctx.training.learning_rate
+        fix = f"set a smaller learning_rate under train: (it is {rate:g}), e.g. {min(rate / 10, 1e-3):g}"
         return PassError(
             f"The training '{self.stage}' went astray: the loss is {loss} at step {self.step} of {self.budget.steps}. "
             f"The best weights until then are in {path}.",
             expected="a loss that is a number",
-            fix=f"set a smaller learning_rate under train: (it is {rate:g}), e.g. {rate / 10:g}",
+            fix=fix
+            if self.step > 1
+            else "look for nan and infinity in the samples of train, and in losses of your own",
         )
 
 

@@ -31,7 +31,7 @@ class TrainBatch:
     inputs: dict[str, Tensor]
     """Input name -> tensor with the model's dtype; call the model as ``model(**batch.inputs)``."""
     labels: Tensor | None
-    """int64[size] or float32[size, ...]; None where the data have none."""
+    """int64[size] (of a column [size, 1] too) or float32[size, ...]; None where the data have none."""
     size: int
     """Samples in it."""
     targets: dict[str, Tensor] | None = None
@@ -50,7 +50,7 @@ class Loader:
         teacher: gives the ``targets`` of each batch.
 
     Raises:
-        PassError: there are no samples, or labels are neither whole numbers nor floats.
+        PassError: there are no samples, or labels are neither whole numbers nor finite floats.
     """
 
     def __init__(
@@ -74,6 +74,24 @@ class Loader:
         self.labels = _plain_labels(dataset.labels)
         self._epoch = 0
         self._rows = self._kept()
+        self._known: Arrays | None = None
+
+    def know_targets(self) -> None:
+        """Ask the teacher about every sample once, in order, and keep what it says.
+
+        Nothing where samples are not in memory, or where the teacher's outputs are large or not one for each sample.
+        """
+        if self._rows is None or self._teacher is None:
+            return
+        pieces: list[Arrays] = []
+        for start in range(0, self._dataset.count, self.size):
+            batch = self._batch(np.arange(start, min(start + self.size, self._dataset.count)))
+            found = {name: value.cpu().numpy() for name, value in (batch.targets or {}).items()}
+            size = sum(array.nbytes for array in found.values()) / batch.size * self._dataset.count
+            if size > MEMORY_BYTES or any(len(array) != batch.size for array in map(np.atleast_1d, found.values())):
+                return
+            pieces.append(found)
+        self._known = join(pieces, dict.fromkeys(pieces[0], 0))
 
     def __len__(self) -> int:
         """Batches in an epoch. The last one, where it is not full, is left out."""
@@ -105,8 +123,14 @@ class Loader:
         labels = None
         if self.labels is not None:
             labels = torch.from_numpy(np.ascontiguousarray(self.labels[indices])).to(self._device)
-        targets = None if self._teacher is None else self._teacher(inputs)
-        return TrainBatch(inputs, labels, len(indices), targets)
+        return TrainBatch(inputs, labels, len(indices), self._targets(inputs, indices))
+
+    def _targets(self, inputs: dict[str, Tensor], indices: NDArray[np.int64]) -> dict[str, Tensor] | None:
+        import torch
+
+        if self._known is not None:
+            return {name: torch.from_numpy(array[indices]).to(self._device) for name, array in self._known.items()}
+        return None if self._teacher is None else self._teacher(inputs)
 
     def _taken(self, rows: Arrays, indices: NDArray[np.int64]) -> Arrays:
         axes = self._axes
@@ -172,9 +196,17 @@ def _plain_labels(labels: Array | None) -> NDArray[Any] | None:
     if labels is None:
         return None
     if labels.dtype.kind in "iub":
-        return labels.astype(np.int64)
-    if labels.dtype.kind == "f":
+        column = labels.ndim == 2 and labels.shape[1] == 1
+        return (labels[:, 0] if column else labels).astype(np.int64)
+    if labels.dtype.kind == "f" and np.isfinite(labels).all():
         return labels.astype(np.float32)
+    if labels.dtype.kind == "f":
+        missing = int(np.count_nonzero(~np.isfinite(labels)))
+        raise PassError(
+            f"{missing} of {labels.size} labels of the split train are no finite numbers.",
+            expected="a number for each sample",
+            fix="leave these samples out of the data",
+        )
     raise PassError(
         f"The labels of the split train are {labels.dtype}, which nothing can be trained on.",
         expected="class numbers from 0, or floats",

@@ -27,8 +27,10 @@ Loss = Callable[["nn.Module", TrainBatch], "Tensor"]
 
 CLIP = 1.0
 """Largest norm of all gradients together."""
+EPOCHS = 2
+"""With so many of them or more, a teacher is asked about each sample once, beforehand."""
 SPARSE = 0.1
-"""A matrix or kernel of which more than this share is exactly zero was pruned."""
+"""A matrix or kernel of which more than this share, and not all, is exactly zero was pruned."""
 
 
 def train(
@@ -40,6 +42,7 @@ def train(
     steps: int | None = None,
     seconds: float | None = None,
     teacher: nn.Module | None = None,
+    live: bool = False,
 ) -> Trained:
     """Train the module in place on split train, as the recipe's block ``train:`` says.
 
@@ -57,6 +60,7 @@ def train(
         steps: at most; the block's where None.
         seconds: at most; the block's where None.
         teacher: its outputs are the ``targets`` of each batch. It is called in eval mode, and goes back to the CPU.
+        live: the loss looks into the teacher, which therefore has to run for every batch.
 
     Raises:
         PassError: no samples, no device, a loss that is no number any more, or the user's function failed.
@@ -73,6 +77,8 @@ def train(
         size, signature = settings.batch, ctx.original.signature
         answers = None if teacher is None else partial(_answer, teacher)
         loader = Loader(ctx.batches("train"), signature, size, ctx.seed, device, answers)
+        if not live and budget.steps * loader.size >= EPOCHS * ctx.batches("train").count:
+            loader.know_targets()
         keeper = Keeper(module, ctx, budget, stage, place, device)
         zeros = _zeros(module)
         keeper.notes.extend([*zeros.notes, *_alone(module, loader.size)])
@@ -132,8 +138,15 @@ def _groups(modules: list[nn.Module | None], decay: float) -> list[dict[str, Any
     if not every:
         raise PassError(
             "The module has no parameter that can be trained.",
-            expected="float weights",
-            fix="leave the training out: put the pass before those that quantize",
+            expected="float weights, not all of them frozen (requires_grad)",
+            fix="leave the training out, or let the code that builds the module freeze less",
+        )
+    narrow = next((each.dtype for each in every if each.dtype.itemsize < 4), None)
+    if narrow is not None:
+        raise PassError(
+            f"The module's weights are {str(narrow).removeprefix('torch.')}, too coarse to train in.",
+            expected="float32 weights",
+            fix="build the module in float32, and let a pass behind the export make it smaller (cast-fp16, cast-bf16)",
         )
     return [
         {"params": [each for each in every if each.ndim > 1], "weight_decay": decay},
@@ -167,7 +180,7 @@ def _zeros(module: nn.Module) -> _Zeros:
     masks = [
         (each, (each != 0).to(each.dtype))
         for each in module.parameters()
-        if each.ndim > 1 and float((each == 0).float().mean()) > SPARSE
+        if each.ndim > 1 and SPARSE < float((each.detach() == 0).float().mean()) < 1
     ]
     tensors = "1 tensor" if len(masks) == 1 else f"{len(masks)} tensors"
     note = f"{tensors} with more than {SPARSE:.0%} zeros kept them in training"

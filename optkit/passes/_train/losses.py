@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from optkit.errors import PassError
+from optkit.errors import OptkitError, PassError
+from optkit.model.load_torch import first_line
 from optkit.model.torch_call import bind_inputs, name_outputs
 
 if TYPE_CHECKING:
@@ -20,9 +21,23 @@ TEMPERATURE = 2.0
 
 
 def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs by name for inputs by name."""
+    """Outputs by name for inputs by name.
+
+    Raises:
+        PassError: the module, which is in train mode, fails.
+    """
     args, kwargs = bind_inputs(module, inputs)
-    return name_outputs(module(*args, **kwargs))
+    try:
+        found = module(*args, **kwargs)
+    except Exception as error:  # the model's code raises anything
+        if not module.training or isinstance(error, OptkitError):
+            raise
+        raise PassError(
+            f"The model fails in training: {first_line(error)}.",
+            expected="a forward that runs in train mode too",
+            fix="mend the model's code; where memory is short, set a smaller batch under train:",
+        ) from error
+    return name_outputs(found)
 
 
 def class_output(outputs: Mapping[str, Tensor], classes: int | None = None) -> str | None:
@@ -54,7 +69,19 @@ def label_loss(outputs: Mapping[str, Tensor], labels: Tensor, classes: int | Non
     name = class_output(outputs, classes) or (flat[0] if len(flat) == 1 else None)
     if name is None:
         raise _unfit(outputs, "one output [batch, classes], or one of them named logits")
+    if labels.ndim != 1:
+        raise PassError(
+            f"The labels of the split train are whole numbers {list(labels.shape)}, not class numbers.",
+            expected=f"one class number for each sample, for the scores of '{name}'; or floats",
+            fix="write class numbers (argmax of one-hot labels) or floats, or train with a function of your own",
+        )
     width = outputs[name].shape[1]
+    if width == 1:
+        raise PassError(
+            f"The labels of the split train are whole numbers, and the output '{name}' has one value, not classes.",
+            expected="floats as labels of an output [batch, 1]",
+            fix="write the labels as floats, or train with a function of your own (train: function)",
+        )
     if int(labels.min()) < 0 or int(labels.max()) >= width:
         raise PassError(
             f"The labels of the split train go from {int(labels.min())} to {int(labels.max())}, and the output "

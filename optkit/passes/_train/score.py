@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+ONE_SIDED = 1.645
+"""Standard errors from a value to its one-sided 95 % bound."""
+
+
 @dataclass(frozen=True)
 class Score:
     """By the task metric, else by likeness to the original."""
@@ -25,7 +29,21 @@ class Score:
     """Its name; ``cosine`` where there is none."""
     value: float
     rank: tuple[float, float]
-    """Greater is better: the value in its better direction; where equal, the likeness."""
+    """Greater is better: the value in its better direction; where equal, the likeness. Outputs that are not even finite
+    come last."""
+    slack: float = 0.0
+    """Standard error of the value, from the paired bootstrap against the original: less is no difference."""
+
+    def better(self, kept: Score, top: float) -> bool:
+        """Whether these weights should be kept in the place of others.
+
+        Of all whose value is within its slack of the highest, ``top``, those most like the original are kept; so a few
+        samples of luck do not count for more than everything else.
+        """
+        top = max(top, self.rank[0])
+        if self.rank[0] < top - self.slack:
+            return False
+        return kept.rank[0] < top - kept.slack or self.rank[1] > kept.rank[1]
 
 
 def score(module: nn.Module, ctx: Context, device: str = "cpu") -> Score:
@@ -42,11 +60,14 @@ def score(module: nn.Module, ctx: Context, device: str = "cpu") -> Score:
 def score_of(verdict: Verdict) -> Score:
     """What counts of a verdict."""
     likeness = _likeness(verdict)
+    if verdict.problems:
+        return Score("cosine", likeness, (-math.inf, likeness))
     if not verdict.metrics or not math.isfinite(verdict.metrics[0].result):
         return Score("cosine", likeness, (likeness, 0.0))
     found = verdict.metrics[0]
     value = float(found.result)
-    return Score(found.name, value, (value if found.better == "higher" else -value, likeness))
+    slack = max(0.0, (found.bound - found.drop) / ONE_SIDED)
+    return Score(found.name, value, (value if found.better == "higher" else -value, likeness), slack)
 
 
 def _likeness(verdict: Verdict) -> float:

@@ -78,7 +78,7 @@ def from_factory(reference: str, seed: int) -> Student:
 
     with _seeded(seed):
         module = call_factory(reference)
-    return Student(module.float().eval(), {"factory": reference}, notes=(f"the student is what {reference} builds",))
+    return Student(module.eval(), {"factory": reference}, notes=(f"the student is what {reference} builds",))
 
 
 def from_config(settings: Mapping[str, Setting], original: Model, teacher: nn.Module, seed: int) -> Student:
@@ -131,7 +131,7 @@ def require_match(student: nn.Module, teacher: nn.Module, inputs: Mapping[str, T
             raise PassError(
                 f"The student does not run on the inputs of the original: {first_line(error)}.",
                 expected="a module that takes " + ", ".join(f"{n} {list(t.shape)}" for n, t in inputs.items()),
-                fix="name the arguments of its forward like the inputs of the original, and check its sizes",
+                fix="name the arguments of its forward like the inputs of the original, and check its sizes and dtype",
             ) from error
     wrong = [name for name in {**aims, **found} if aims.get(name) != found.get(name)]
     if wrong:

@@ -73,7 +73,7 @@ class Tasks:
         if batch.labels is None or batch.targets is None:
             return False
         if not batch.labels.is_floating_point():
-            return scores is not None and batch.targets[scores].ndim == 2
+            return scores is not None and batch.targets[scores].ndim == 2 and batch.labels.ndim == 1
         return [value.numel() for value in batch.targets.values()].count(batch.labels.numel()) == 1
 
     def _logits(self, outputs: Mapping[str, Tensor], batch: TrainBatch) -> Tensor:

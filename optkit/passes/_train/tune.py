@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -47,16 +48,18 @@ def fine_tune(
         )
     seconds = None if settings.seconds is None else settings.seconds * share
     steps = max(1, round(settings.steps * share))
-    loss = partial(plain_loss, classes=class_count(ctx.batches("train").labels))
+    known = frozenset(spec.name for spec in ctx.original.signature.outputs)
+    loss = partial(plain_loss, classes=class_count(ctx.batches("train").labels), known=known)
     return train(module, ctx, loss, stage=stage, steps=steps, seconds=seconds, teacher=teacher)
 
 
-def plain_loss(module: nn.Module, batch: TrainBatch, classes: int | None = None) -> Tensor:
+def plain_loss(module: nn.Module, batch: TrainBatch, classes: int | None = None, known: Collection[str] = ()) -> Tensor:
     """Labels plus teacher, as far as the batch has them; a scalar.
 
+    Of outputs that are there in training only (auxiliary classifiers) none counts, where the model's are ``known``.
     Beside a teacher, class numbers that surely belong to no output (as those of an embedding) do not count.
     """
-    outputs = call(module, batch.inputs)
+    outputs = {name: value for name, value in call(module, batch.inputs).items() if not known or name in known}
     if batch.targets is None:
         return label_loss(outputs, cast("Tensor", batch.labels), classes)
     taught = distill_loss(outputs, batch.targets, batch.inputs.get(MASK), classes=classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ def run_function(reference: str, keeper: Keeper, loader: Loader, settle: Callabl
     tensors), ``labels`` (or None) and ``targets`` (the teacher's outputs, or None).
     steps: the budget.
     callback(step, loss): after each step, ``step`` counted from 1. Looks at the search split now and then, keeps the
-    best weights, writes checkpoints. False = stop: steps or time are used up, or nothing gets better.
+    best weights, writes checkpoints. False = stop: steps or time are used up, or nothing gets better;
+    it stays False then.
 
     Args:
         reference: ``pkg.module:fn`` or ``FILE.py:fn``.
@@ -36,21 +37,27 @@ def run_function(reference: str, keeper: Keeper, loader: Loader, settle: Callabl
         settle: after each step; sets pruned weights to zero again.
 
     Raises:
-        PassError: it cannot be found, fails, or gives back something else than None or the model.
+        PassError: it cannot be found, fails, changes more than weights, or gives back something else than None or the
+            model.
     """
     function = own_function(reference)
     keeper.begin()
-    first = keeper.step
+    first, parts, going = keeper.step, _parts(keeper), True
     seed_all(keeper.ctx.seed, first)
 
     def callback(step: int, loss: float | Tensor) -> bool:
         """Tell that ``step`` steps are done, with the last one's loss; False when it is time to stop."""
+        nonlocal going
+        _require_parts(keeper, parts, reference)
         settle()
         value = float(loss.detach() if hasattr(loss, "detach") else loss)
-        return not keeper.done(first + step, value) or keeper.look(dict)
+        due = keeper.done(first + step, value)
+        going = going and (not due or keeper.look(dict))
+        return going
 
     train_mode(keeper.module, loader.size)
     given = _called(function, reference, keeper, loader, callback)
+    _require_parts(keeper, parts, reference)
     settle()
     if given is not None and given is not keeper.module:
         raise PassError(
@@ -58,8 +65,35 @@ def run_function(reference: str, keeper: Keeper, loader: Loader, settle: Callabl
             expected="nothing, or the model that it was given, trained in place",
             fix="change the weights of the given model, and return nothing",
         )
+    if keeper.step == first:
+        keeper.notes.append(f"{reference} never called its callback, so its weights were looked at once, at the end")
     if keeper.seen != keeper.step:
         keeper.look(dict)
+    if keeper.step > keeper.budget.steps:
+        keeper.notes.append(
+            f"{reference} took {keeper.step} steps of {keeper.budget.steps}: callback's False means stop"
+        )
+
+
+def _parts(keeper: Keeper) -> dict[str, str]:
+    """Name of each parameter and buffer -> what must stay as it is."""
+    return {
+        name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device.type}"
+        for name, value in keeper.module.state_dict().items()
+    }
+
+
+def _require_parts(keeper: Keeper, before: Mapping[str, str], reference: str) -> None:
+    now = _parts(keeper)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        name = changed[0]
+        raise PassError(
+            f"The training function {reference} changed more than weights: {name} was {before.get(name, 'not there')} "
+            f"and is {now.get(name, 'not there')}.",
+            expected="parameters and buffers of the same names, shapes, dtypes and device as before",
+            fix="change values only, and take off parametrizations before each callback",
+        )
 
 
 def own_function(reference: str) -> Any:

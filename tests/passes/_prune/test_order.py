@@ -93,3 +93,17 @@ def test_a_unit_costs_what_its_slices_cost():
     inputs = {"input": torch.zeros(1, 3, 6, 6)}
     assert unit_costs(module, groups, inputs, "macs") == {"0": 36 * (27 + 5)}
     assert unit_costs(module, groups, inputs, "parameters") == {"0": 27 + 1 + 5}
+
+
+def test_costs_are_counted_where_layers_take_views_of_trainable_weights():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.ones(1, 4)), nn.Linear(4, 5, bias=False)
+
+        def forward(self, x):
+            return self.layer(x) + self.layer(self.token.expand(2, 4))
+
+    parts = (Part("layer.weight", 0, np.arange(5)[:, None], "out"),)
+    found = unit_costs(Token(), [group("layer", 5, parts=parts)], {"x": torch.ones(2, 4)}, "macs")
+    assert found == {"layer": 2 * 2 * 4}

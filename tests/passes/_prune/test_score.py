@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from optkit.errors import PassError
+from optkit.model.signature import Signature, TensorSpec
 from optkit.passes._prune.score import FROM_DATA, NO_NORM, NO_WEIGHTS, NOT_FINITE, scores
-from optkit.passes._prune.score_data import DRAWS, NOT_READ
+from optkit.passes._prune.score_data import DRAWS, NOT_READ, calibration
 from optkit.passes._prune.units import Group, Part
+from tests.helpers import MemoryData, normal
 
 USELESS = (1, 4, 9)
 
@@ -150,3 +157,27 @@ def test_what_a_criterion_says_nothing_about_is_told():
     with torch.no_grad():
         module[2].weight[0, 0] = float("nan")
     assert scores("taylor", module, [group], data) == ({}, [("0", NOT_FINITE)])
+
+
+@pytest.mark.parametrize("last", ["argmax", "detach"])
+def test_taylor_needs_outputs_that_weights_move(last: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = two_layers()[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(x)
+            return y.argmax(-1) if last == "argmax" else y.detach()
+
+    group = two_layers()[1]
+    parts = tuple(replace(part, tensor=f"inner.{part.tensor}") for part in group.parts)
+    with pytest.raises(PassError, match="taylor finds no output that weights move"):
+        scores("taylor", Net(), [replace(group, parts=parts)], [{"x": torch.ones(2, 3)}])
+
+
+def test_a_fixed_batch_comes_whole() -> None:
+    signature = Signature((TensorSpec("x", "float32", (3, 2)),))
+    data = MemoryData("calibration", {"x": normal(9, 2)}, batch=3)
+    ctx: Any = SimpleNamespace(original=SimpleNamespace(signature=signature), batches=lambda split: data)
+    assert [tuple(each["x"].shape) for each in calibration(ctx)] == [(3, 2)] * 3

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from optkit.errors import PassError
 from optkit.model.manifest import Ratio
-from optkit.passes._prune.target import TIMINGS, TOLERANCE, Goal, by_time, fewest
+from optkit.passes._prune.target import TIMINGS, TOLERANCE, Goal, at_least, by_time, fewest
 from tests.timing import ratio
 
 
@@ -92,3 +92,9 @@ def test_a_coarse_row_takes_what_reaches_it():
     gone, decisions = by_time(2, shares.__getitem__, lambda at: asked.append(at) or ratio(1 / shares[at]), 0.5)
     assert (gone, sorted(asked)) == (2, [1, 2])
     assert [each.reason.split(": ")[1] for each in decisions if not each.kept] == ["more than the target"]
+
+
+@pytest.mark.parametrize(("value", "told"), [(0.12301, "0.124"), (0.5, "0.5"), (0.0149001, "0.015"), (1.2341, "1.24")])
+def test_the_best_reached_can_be_asked_for(value, told):
+    assert at_least(value) == told
+    assert float(told) >= value

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,3 +99,14 @@ def test_flat_rows_are_the_positions_of_the_mask_and_others_all_count() -> None:
     pooled = np.ones((2, 5))
     assert shown(pooled, batch) is pooled
     assert shown(flat, Batch({"x": flat}, size=4)) is flat
+
+
+def test_a_fixed_batch_stays_whole_and_full() -> None:
+    signature = Signature((TensorSpec("x", "float32", (3, 2)),))
+
+    class Padded(MemoryData):
+        def batches(self) -> Iterator[Batch]:
+            yield from (Batch({"x": np.ones((3, 2))}, size) for size in (3, 1))
+
+    found = list(unpadded(Padded("calibration", {"x": normal(4, 2)}), signature, limit=100))
+    assert [(arrays["x"].shape, size) for arrays, size in found] == [((3, 2), 3), ((3, 2), 1)]

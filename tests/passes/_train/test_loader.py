@@ -135,6 +135,18 @@ def test_labels_become_whole_numbers_or_floats(given: str, dtype: torch.dtype) -
     assert batch.labels.dtype == dtype
 
 
+def test_a_column_of_class_numbers_is_class_numbers() -> None:
+    batch = next(iter(Loader(ragged(labels=np.arange(10)[:, None]), PAIR, 5, seed=0)))
+    assert batch.labels is not None
+    assert batch.labels.shape == (5,)
+
+
+def test_labels_that_are_no_numbers_are_refused() -> None:
+    labels = np.array([1.0, np.nan, 3.0, np.inf] + [0.0] * 6)
+    with pytest.raises(PassError, match="2 of 10 labels of the split train are no finite numbers"):
+        Loader(ragged(labels=labels), PAIR, 5, seed=0)
+
+
 def test_labels_that_are_words_are_refused() -> None:
     with pytest.raises(PassError, match="nothing can be trained on"):
         Loader(ragged(labels=np.array(["a"] * 10)), PAIR, 5, seed=0)
@@ -143,3 +155,27 @@ def test_labels_that_are_words_are_refused() -> None:
 def test_joining_fills_shorter_rows_with_zeros() -> None:
     pieces: list[Arrays] = [{"x": np.ones((1, 2), np.int64)}, {"x": np.ones((2, 3), np.int64)}]
     assert join(pieces, {"x": 0})["x"].tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+
+
+def test_a_teacher_asked_beforehand_is_not_asked_again_and_says_the_same() -> None:
+    calls = []
+
+    def teacher(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        calls.append(len(inputs["image"]))
+        return {"logits": inputs["image"].flatten(1)[:, :3] * 2}
+
+    data, signature = dataset(digits(), "train", "calibration"), digits().signature
+    asked, live = (Loader(data, signature, 7, seed=3, teacher=teacher) for _ in range(2))
+    asked.know_targets()
+    assert sum(calls) == data.count
+    calls.clear()
+    for one, other in zip(asked.epoch(1), live.epoch(1), strict=True):
+        torch.testing.assert_close(one.targets, other.targets, rtol=0, atol=0)
+    assert len(calls) == len(live)
+
+
+def test_a_teacher_whose_outputs_are_not_one_a_sample_is_asked_each_time() -> None:
+    data, signature = dataset(digits(), "train", "calibration"), digits().signature
+    loader = Loader(data, signature, 7, seed=3, teacher=lambda inputs: {"mean": inputs["image"].mean()})
+    loader.know_targets()
+    assert next(loader.epoch(0)).targets == {"mean": next(loader.epoch(0)).inputs["image"].mean()}

@@ -190,6 +190,15 @@ def test_pruned_weights_stay_zero_and_few_zeros_do_not(tmp_path: Path) -> None:
     assert trained.notes == ("1 tensor with more than 10% zeros kept them in training",)
 
 
+def test_a_matrix_that_begins_as_zeros_learns(tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    module = module_of(ctx)
+    nn.init.zeros_(module.layers[-1].weight)
+    trained = train(module, ctx, plain_loss, stage="a")
+    assert trained.after > trained.before
+    assert trained.notes == ()
+
+
 class Projection(nn.Module):  # type: ignore[misc]
     """A loss with a layer of its own."""
 
@@ -266,6 +275,25 @@ def test_there_is_something_to_train(tmp_path: Path) -> None:
     module = module_of(ctx).requires_grad_(False)
     with pytest.raises(PassError, match="no parameter that can be trained"):
         train(module, ctx, plain_loss, stage="a")
+
+
+class Cast(nn.Module):  # type: ignore[misc]
+    """A module in few bits, that takes float32."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner.bfloat16()
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Logits."""
+        return {"logits": self.inner(image.bfloat16())["logits"].float()}
+
+
+def test_weights_in_few_bits_are_refused(tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    with pytest.raises(PassError, match="weights are bfloat16, too coarse") as caught:
+        train(Cast(module_of(ctx)), ctx, plain_loss, stage="a")
+    assert "float32" in caught.value.fix
 
 
 def test_a_device_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

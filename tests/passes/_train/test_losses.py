@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optkit.errors import PassError
-from optkit.passes._train.losses import class_output, distill_loss, label_loss, row_distance, soft_classes
+from optkit.passes._train.losses import call, class_output, distill_loss, label_loss, row_distance, soft_classes
 
 
 def tensor(*values: object) -> Tensor:
@@ -43,6 +43,21 @@ def test_labels_that_fit_no_output_are_told() -> None:
         label_loss({"states": torch.zeros(2, 4, 3)}, torch.tensor([0, 1]))
     with pytest.raises(PassError, match="go from 0 to 3, and the output 'logits' has 3 classes"):
         label_loss({"logits": torch.zeros(2, 3)}, torch.tensor([0, 3]))
+    with pytest.raises(PassError, match=r"whole numbers \[2, 3\], not class numbers"):
+        label_loss({"logits": torch.zeros(2, 3)}, torch.eye(3, dtype=torch.int64)[:2])
+    with pytest.raises(PassError, match="'age' has one value, not classes"):
+        label_loss({"age": torch.zeros(2, 1)}, torch.tensor([30, 40]))
+
+
+def test_a_module_that_fails_in_training_is_blamed() -> None:
+    class Picky(torch.nn.Linear):  # type: ignore[misc]
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) if not self.training else input.reshape(7)
+
+    module, inputs = Picky(3, 2), {"input": torch.ones(1, 3)}
+    with pytest.raises(PassError, match="fails in training: RuntimeError: shape '\\[7\\]' is invalid"):
+        call(module.train(), inputs)
+    assert call(module.eval(), inputs)["output_0"].shape == (1, 2)
 
 
 def test_classes_are_taught_by_their_softened_divergence() -> None:

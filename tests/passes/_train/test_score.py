@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optkit.model.manifest import MeasuredOn, MetricResult, OutputFidelity, Verdict
-from optkit.passes._train.score import score, score_of
+from optkit.passes._train.score import Score, score, score_of
 from tests.passes._train.jobs import context, digits, module_of
 
 
@@ -41,6 +41,8 @@ def test_without_one_it_is_the_worst_output() -> None:
 def test_what_cannot_be_compared_is_worst() -> None:
     assert score_of(verdict(0.9, problems=("output is nan",))).value == -1
     assert score_of(verdict()).value == -1
+    worse = score_of(verdict(0.1, better="lower", result=400.0))
+    assert score_of(verdict(problems=("output is nan",))).rank < worse.rank
 
 
 def test_the_original_is_like_itself_and_modes_are_left_as_they_were(tmp_path: Path) -> None:
@@ -59,3 +61,28 @@ def test_weights_that_are_no_numbers_are_worst(tmp_path: Path) -> None:
     with torch.no_grad():
         module.layers[1].weight.fill_(float("nan"))
     assert score(module, ctx).rank[0] < score(module_of(ctx), ctx).rank[0]
+
+
+def told(result: float, likeness: float, slack: float = 0.01) -> Score:
+    return Score("top1", result, (result, likeness), slack)
+
+
+def test_luck_within_the_standard_error_does_not_beat_likeness() -> None:
+    start, lucky = told(0.78, 0.99), told(0.787, 0.96)
+    assert not lucky.better(start, top=0.78)
+    assert told(0.775, 0.995).better(start, top=0.78)
+    assert told(0.80, 0.96).better(start, top=0.78)
+    assert not told(0.775, 0.999).better(told(0.80, 0.96), top=0.80)
+
+
+def test_what_fell_behind_the_highest_is_replaced() -> None:
+    kept = told(0.78, 0.99)
+    assert told(0.79, 0.5).better(kept, top=0.795)
+    assert not told(0.78, 0.999).better(kept, top=0.80)
+
+
+def test_the_slack_is_the_standard_error_of_the_drop() -> None:
+    plain = verdict(0.9, better="higher", result=0.8)
+    metric = plain.metrics[0].model_copy(update={"drop": 0.02, "bound": 0.0529})
+    assert score_of(plain.model_copy(update={"metrics": (metric,)})).slack == pytest.approx(0.02, rel=1e-9)
+    assert score_of(verdict(0.9)).slack == 0

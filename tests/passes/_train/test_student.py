@@ -89,9 +89,8 @@ def test_a_configuration_needs_a_hugging_face_original() -> None:
 
 
 def test_a_factorys_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    (tmp_path / "f.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(2, 2).double()\n")
+    (tmp_path / "f.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(2, 2)\n")
     made = [from_factory(f"{tmp_path / 'f.py'}:build", seed).module.weight for seed in (0, 0, 1)]
-    assert made[0].dtype == torch.float32
     assert made[0].equal(made[1])
     assert not made[0].equal(made[2])
     with pytest.raises(ModelError, match="has no function 'built'"):

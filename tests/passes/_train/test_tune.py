@@ -78,3 +78,17 @@ def test_the_number_of_classes_is_that_of_the_labels() -> None:
 def test_it_is_told_in_a_sentence() -> None:
     assert Trained(400, 0.9712, 0.988, "top1").told() == "trained 400 steps: top1 .9712 -> .988 (search)"
     assert Trained(3, -0.5, 12.0, "mse").told() == "trained 3 steps: mse -.5 -> 12 (search)"
+
+
+def test_outputs_that_are_there_in_training_only_do_not_count() -> None:
+    class Aux(torch.nn.Linear):  # type: ignore[misc]
+        def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            made = super().forward(input)
+            return (made, -made) if self.training else (made,)
+
+    module, inputs, labels = Aux(3, 3).requires_grad_(False), {"input": torch.rand(4, 3)}, torch.tensor([0, 1, 2, 0])
+    batch = TrainBatch(inputs, labels, 4)
+    expected = label_loss({"output_0": torch.nn.functional.linear(inputs["input"], module.weight, module.bias)}, labels)
+    assert float(plain_loss(module, batch, 3, {"output_0"})) == pytest.approx(float(expected))
+    with pytest.raises(PassError, match="output_1"):
+        plain_loss(module, batch, 3)

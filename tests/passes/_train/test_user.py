@@ -131,8 +131,10 @@ def test_what_else_it_gives_back_is_refused(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_ends_it_too(tmp_path: Path) -> None:
     ctx = own(tmp_path, "def fit(model, loader, steps, callback):\n    callback(1, float('nan'))\n")
-    with pytest.raises(PassError, match="the loss is nan at step 1 of 24"):
+    with pytest.raises(PassError, match="the loss is nan at step 1 of 24") as caught:
         fine_tune(module_of(ctx), ctx, stage="a")
+    assert "learning_rate" not in caught.value.fix  # no weight has moved yet
+    assert "samples of train" in caught.value.fix
 
 
 def test_a_function_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -173,3 +175,31 @@ def test_a_loop_that_stops_before_its_steps_are_done_counts_as_it_is(tmp_path: P
     trained = fine_tune(shaken(ctx), ctx, stage="a")
     assert (trained.steps, trained.notes) == (7, ())
     assert trained.after > trained.before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("torch.nn.utils.parametrizations.weight_norm(model.layers[1])", r"layers.1.weight was float32 \[192, 64\]"),
+        ("model.half()", r"layers.1.weight was .* and is float16"),
+        ("model.more = torch.nn.Linear(2, 2)", "more.weight was not there"),
+    ],
+)
+@pytest.mark.parametrize("tells", ["callback(1, 0.5)", "pass"])
+def test_more_than_weights_must_not_change(change: str, told: str, tells: str, tmp_path: Path) -> None:
+    text = f"import torch\n\ndef fit(model, loader, steps, callback):\n    {change}\n    {tells}\n"
+    ctx = own(tmp_path, text)
+    with pytest.raises(PassError, match=f"changed more than weights: {told}"):
+        fine_tune(module_of(ctx), ctx, stage="a")
+
+
+def test_stop_stays_stop(tmp_path: Path) -> None:
+    text = """
+said = []
+
+def fit(model, loader, steps, callback):
+    said.extend(callback(step, 0.5) for step in range(1, 13))
+"""
+    ctx = own(tmp_path, text, steps=24, looks=12, patience=2)
+    fine_tune(module_of(ctx), ctx, stage="a")
+    assert sys.modules["optkit_user_mine"].said == [True] * 3 + [False] * 9
