@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -57,8 +57,20 @@ def find_source(module: str, root: Path) -> _Found | None:
     return None if file is None else (file, base)
 
 
+def note_added(entries: Iterable[str]) -> None:
+    """Folders that a user's code put on ``sys.path`` when it ran: what is found there does not count.
+
+    Else a module would reach other files after it ran than before, and in another process.
+    """
+    _ADDED.update(entries)
+
+
+_ADDED: set[str] = set()
+"""Of this process, as ``sys.path`` is."""
+
+
 def _roots(first: Path) -> list[Path]:
-    return [first, *(Path(entry or ".").resolve() for entry in sys.path)]
+    return [first, *(Path(entry or ".").resolve() for entry in sys.path if entry not in _ADDED)]
 
 
 def _name(file: Path, base: Path) -> str:
@@ -135,7 +147,8 @@ def _hooked(name: str) -> Path | None:
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None
     file = Path(spec.origin)
-    return file.parents[1] if file.name == "__init__.py" else file.parent
+    folder = file.parents[1] if file.name == "__init__.py" else file.parent
+    return None if str(folder) in _ADDED else folder
 
 
 def _installed(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from optkit.errors import GivenError
+from optkit.model.imports import note_added
 
 _REFERENCE = re.compile(r"(?P<place>[\w.]+|.+\.py):(?P<name>[A-Za-z_]\w*)")
 
@@ -61,9 +62,11 @@ def importable(folder: Path) -> Iterator[None]:
     """The folder's modules can be imported meanwhile."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
+    before = set(sys.path)
     try:
         yield
     finally:
+        note_added(set(sys.path) - before)
         if entry in sys.path:
             sys.path.remove(entry)
 

@@ -1,6 +1,8 @@
 """The torch form between passes: written, opened, loaded; and what is refused."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,3 +202,34 @@ def test_layers_without_sizes_are_refused(given, tmp_path):
     (tmp_path / "lazy.py").write_text("from torch import nn\n\ndef build():\n    return nn.LazyLinear(3)\n")
     with pytest.raises(ModelError, match="tensors without a shape yet: weight, bias"):
         load_module(replace(given, factory=f"{tmp_path / 'lazy.py'}:build"))
+
+
+def test_code_that_finds_more_code_when_it_runs_is_the_same_code_before_and_after(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "layers_of_mine.py").write_text(
+        "from torch import nn\n\ndef linear():\n    return nn.Linear(4, 2)\n"
+    )
+    (tmp_path / "late.py").write_text(
+        "import sys\nfrom pathlib import Path\n\n"
+        "def build():\n"
+        "    sys.path.insert(0, str(Path(__file__).parent / 'parts'))\n"
+        "    import layers_of_mine\n"
+        "    return layers_of_mine.linear()\n"
+    )
+    factory = f"{tmp_path / 'late.py'}:build"
+    save_file(nn.Linear(4, 2).state_dict(), tmp_path / "late.safetensors")
+    given = Model.open(tmp_path / "late.safetensors", factory=factory, signature="input=float32[batch,4]")
+    made = save_module(given, load_module(given), [], tmp_path / "out", "nothing")
+    load_module(made)
+    told = subprocess.run(
+        [sys.executable, "-c", LOAD, str(made.path), factory], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == "Linear"
+
+
+LOAD = """
+import sys
+from optkit.model.load_torch import load_module
+from optkit.model.model import Model
+print(type(load_module(Model.open(sys.argv[1], factory=sys.argv[2]))).__name__)
+"""
