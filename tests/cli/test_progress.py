@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from optkit.cli.progress import bar
+from optkit.cli.progress import bar, lines
 
 
 class Terminal(io.StringIO):
@@ -32,3 +32,11 @@ def test_a_terminal_shows_what_is_done_and_how_much(monkeypatch: pytest.MonkeyPa
     shown = watched(Terminal(), monkeypatch)
     assert "simplify" in shown
     assert "2/5" in shown
+
+
+def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([0.0, 10.0, 31.0, 31.0, 45.0, 62.0, 62.0])
+    watch = lines(lambda: next(times))
+    for done, total in ((1, 9), (2, 9), (3, 9), (4, 0)):
+        watch("distill", done, total)
+    assert capsys.readouterr().err == "distill: 2 of 9\ndistill ...\n"
