@@ -26,7 +26,7 @@ class DropLayers(Pass):
 
     ``layer 0 -> layer 1 -> ... -> layer 5`` becomes ``layer 0 -> layer 2 -> layer 5``; counts in the configuration and
     the numbers of layers follow. The result computes what the model does when the other layers give back what they
-    take, which is checked. Put distill behind it: without training, much of the accuracy is gone.
+    take, which is checked. Put distill behind it, to win back what that costs.
 
     Sources: Sanh et al. 2019, "DistilBERT, a distilled version of BERT" (every other layer); Fan et al. 2020, "Reducing
     Transformer Depth on Demand with Structured Dropout"; Men et al. 2024, "ShortGPT" (block influence).
