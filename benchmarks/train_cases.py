@@ -170,9 +170,9 @@ def efficientnet() -> Case:
     )
     prune = {"prune-channels": {"target": {"latency": 0.7}, "fine_tune": False}}
     rest = ["export-onnx", "simplify", "fuse-graph", "tune-session"]
-    train = {"batch": 16, "learning_rate": 0.0005, "steps": 2000, "patience": 20}
+    train = {"batch": 16, "learning_rate": 0.0003, "steps": 2000, "patience": 20}
     untrained: Recipe = {"version": 1, "name": "prune", "passes": [prune, *rest], "train": train}
-    trained = untrained | {"name": "prune-distill", "passes": [prune, {"distill": {"losses": {"logits": 1.0}}}, *rest]}
+    trained = untrained | {"name": "prune-distill", "passes": [prune, "distill", *rest]}
     return Case(
         subject,
         (Variant("pruned", untrained), Variant("pruned, distilled", trained)),
