@@ -21,6 +21,7 @@ import onnx
 from tests.helpers import normal, onnx_model
 
 ROOT = Path(__file__).parents[1]
+SHIPPED_RECIPES = ["distill-int8", "fp32", "int4", "int8", "int8-static", "prune-int8", "shrink-transformer"]
 SAMPLES = ROOT / "sample_models"
 MLP = "mlp (float[batch,8] x) => (float[batch,4] logits) { h = MatMul(x, w0) r = Relu(h) logits = MatMul(r, w1) }"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import optkit
-from tests.command import ROOT, write_data, write_mlp
+from tests.command import ROOT, SHIPPED_RECIPES, write_data, write_mlp
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").iterdir())
 
@@ -89,15 +89,7 @@ def test_the_installed_recipes_come_from_the_wheel(environment: Path, tmp_path: 
     listed = json.loads(run(command, "recipe", "list", "--json", cwd=tmp_path))["result"]
     folder = site(environment) / "optkit" / "recipes"
     assert {Path(entry["path"]).parent for entry in listed} == {folder}
-    assert [entry["name"] for entry in listed] == [
-        "distill-int8",
-        "fp32",
-        "int4",
-        "int8",
-        "int8-static",
-        "prune-int8",
-        "shrink-transformer",
-    ]
+    assert [entry["name"] for entry in listed] == SHIPPED_RECIPES
     assert sorted(path.name for path in folder.iterdir()) == RECIPES
     for name in RECIPES:
         assert (folder / name).read_bytes() == (ROOT / "recipes" / name).read_bytes()

@@ -64,6 +64,17 @@ def bind_inputs(
     return (placed, {}) if unknown and not _takes_any(module) else ((), dict(inputs))
 
 
+def run_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """Whatever ``forward`` gives for inputs by name."""
+    args, kwargs = bind_inputs(module, inputs)
+    return module(*args, **kwargs)
+
+
+def call_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs by name for inputs by name."""
+    return name_outputs(run_module(module, inputs))
+
+
 def _unflatten(tree: Any, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     from torch.utils._pytree import tree_unflatten
 

@@ -196,7 +196,7 @@ class Pass(BaseModel):
         return ""
 
     def applies(self, model: Model, target: Target) -> str:
-        """Empty, or the reason why it cannot work on this model.
+        """Empty, or the reason why it cannot work on this model; what to do may follow behind a semicolon.
 
         Asked in the plan of a pass that takes the original's form, and again right before the pass runs.
         """

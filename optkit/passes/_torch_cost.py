@@ -12,6 +12,7 @@ from optkit.model.model import Model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -30,25 +31,29 @@ class Cost:
 
 
 def cost(module: nn.Module, inputs: Mapping[str, Tensor], samples: int = 1) -> Cost:
-    """Count both; the module runs once on ``inputs``, which hold so many samples.
+    """Count both; the module runs once on ``inputs``, which hold so many samples."""
+    flops = counted(module, inputs).get_total_flops()
+    return Cost(sum(each.numel() for each in module.parameters()), flops // (2 * samples))
 
-    Source of the counting: torch.utils.flop_counter.
+
+def counted(module: nn.Module, inputs: Mapping[str, Tensor]) -> FlopCounterMode:
+    """torch's counter, after one forward that it has watched.
+
+    Source: torch.utils.flop_counter.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from optkit.model.torch_call import bind_inputs
+    from optkit.model.torch_call import run_module
 
-    args, kwargs = bind_inputs(module, inputs)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), frozen(module), counter:
-        module(*args, **kwargs)
-    parameters = sum(each.numel() for each in module.parameters())
-    return Cost(parameters, counter.get_total_flops() // (2 * samples))
+    with torch.no_grad(), _frozen(module), counter:
+        run_module(module, inputs)
+    return counter
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def _frozen(module: nn.Module) -> Iterator[None]:
     """No parameter asks for gradients meanwhile: the hooks of torch's counter break on views of those that do."""
     asking = [each for each in module.parameters() if each.requires_grad]
     for each in asking:

@@ -18,7 +18,6 @@ from optkit.passes._quant.select import NodePattern, already_quantized, nothing,
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from optkit.data.dataset import Dataset
     from optkit.passes._quant.prepare import Prepared
     from optkit.passes._quant.ranges import Activations
     from optkit.passes._quant.static import Builder
@@ -72,6 +71,7 @@ class QuantizeStatic(Quantizer):
         from optkit.passes._quant.flow import Flow, candidates
         from optkit.passes._quant.operators import KNOWN, WEIGHTED, auto_ops
         from optkit.passes._quant.prepare import prepare
+        from optkit.passes._quant.ranges import ranges_by
         from optkit.passes._quant.static import data_notes, rungs, sizes_of, strangers, tensors_of, told
 
         data = ctx.batches("calibration")
@@ -83,7 +83,8 @@ class QuantizeStatic(Quantizer):
         if not any(node.name in chosen.names and (forced or node.op_type in WEIGHTED) for node in graph):
             return self._nothing(prepared, ops, chosen.skipped, notes)
         everything = candidates(graph, ops).names
-        found = self._measured(prepared, tensors_of(graph, everything, chosen.names), ctx, data)
+        tensors = tensors_of(graph, everything, chosen.names)
+        found = ranges_by(self.calibration, self.percentile, prepared.model, tensors, ctx)
         sizes = sizes_of(graph, everything, chosen.names, found)
         flow = Flow(graph, chosen.names, sizes, forced=forced)
         held, left = flow.held({}, "int8")
@@ -96,15 +97,6 @@ class QuantizeStatic(Quantizer):
         notes += [told(build), *data_notes(data), *([already] if already else [])]
         notes += strangers(ctx.batches("search" if self.repair else "sample"), found)
         return Layered(prepared.model, layers, (*rungs(build, ctx), FLOAT), build, skipped, notes)
-
-    def _measured(
-        self, prepared: Prepared, tensors: Mapping[str, int | None], ctx: Context, data: Dataset
-    ) -> Activations:
-        from optkit.passes._quant.calibrators import calibrator
-        from optkit.passes._quant.ranges import recall
-
-        facts = {"calibration": self.calibration, "percentile": self.percentile}
-        return recall(prepared.model, tensors, ctx, data, lambda: calibrator(self.calibration, self.percentile), facts)
 
     def _builder(
         self,

@@ -9,22 +9,14 @@ import pytest
 import yaml
 
 from optkit.recipe.recipe import Recipe
-from tests.command import ROOT, assert_refused, call, write_recipe
+from tests.command import ROOT, SHIPPED_RECIPES, assert_refused, call, write_recipe
 
 
 def test_list() -> None:
     told = call("recipe", "list")
     assert told.code == 0 and all(name in told.out for name in ("fp32", "int8", "int8-static", "convolutions"))
     facts = call("recipe", "list", "--json").body["result"]
-    assert [each["name"] for each in facts] == [
-        "distill-int8",
-        "fp32",
-        "int4",
-        "int8",
-        "int8-static",
-        "prune-int8",
-        "shrink-transformer",
-    ]
+    assert [each["name"] for each in facts] == SHIPPED_RECIPES
     assert all(Path(each["path"]).is_file() and each["description"] for each in facts)
 
 

@@ -9,7 +9,7 @@ import pytest
 from optkit.errors import OutputError, RecipeError, UsageError
 from optkit.passes.quantize_dynamic import QuantizeDynamic
 from optkit.recipe.load import find_recipe, load_recipe, shipped, write_copy
-from tests.command import ROOT, plugins
+from tests.command import ROOT, SHIPPED_RECIPES, plugins
 
 HEAD = "version: 1\npasses:\n"
 
@@ -145,15 +145,7 @@ def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_shipped_recipe_loads_and_says_what_it_does() -> None:
-    assert list(shipped()) == [
-        "distill-int8",
-        "fp32",
-        "int4",
-        "int8",
-        "int8-static",
-        "prune-int8",
-        "shrink-transformer",
-    ]
+    assert list(shipped()) == SHIPPED_RECIPES
     for name, path in shipped().items():
         recipe = load_recipe(str(path))
         assert recipe.name == name and recipe.description.endswith(".") and recipe.passes

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from optkit.errors import PassError
 from optkit.model.load_torch import first_line
 from optkit.model.surgery import Operation, Set, Slice, Value, operate
-from optkit.model.torch_call import bind_inputs, name_outputs
+from optkit.model.torch_call import call_module
 from optkit.passes._prune.attrs import layer_attrs
 from optkit.passes._prune.units import Group, Part
 
@@ -92,10 +92,9 @@ def outputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     """What the module gives, or why it does not run."""
     import torch
 
-    args, kwargs = bind_inputs(module, inputs)
     try:
         with torch.no_grad():
-            return name_outputs(module(*args, **kwargs))
+            return call_module(module, inputs)
     except Exception as error:  # noqa: BLE001 - user code runs in there, and what it raises is told
         return first_line(error)
 

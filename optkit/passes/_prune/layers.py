@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from optkit.model.torch_call import bind_inputs, name_outputs
+from optkit.model.torch_call import call_module
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,9 +86,8 @@ def outputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     """What the module gives, by name, without gradients."""
     import torch
 
-    args, kwargs = bind_inputs(module, inputs)
     with torch.no_grad():
-        return name_outputs(module(*args, **kwargs))
+        return call_module(module, inputs)
 
 
 @contextmanager

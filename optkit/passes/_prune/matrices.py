@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optkit.model.torch_call import bind_inputs
+from optkit.model.torch_call import run_module
 from optkit.passes._quant.select import EXCLUDED, excluded
 
 if TYPE_CHECKING:
@@ -168,6 +168,5 @@ def run(module: nn.Module, inputs: Inputs) -> None:
     """Call the module on one batch, for what its hooks see."""
     import torch
 
-    args, kwargs = bind_inputs(module, inputs)
     with torch.no_grad():
-        module(*args, **kwargs)
+        run_module(module, inputs)

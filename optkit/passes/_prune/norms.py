@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from optkit.model.torch_call import bind_inputs, name_outputs
+from optkit.model.torch_call import call_module, run_module
+from optkit.passes._train.keeper import batch_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +28,7 @@ def measure_again(module: nn.Module, original: nn.Module, data: Callable[[], Ite
     Returns:
         a sentence; empty where nothing was changed.
     """
-    norms = [each for each in _norms(module) if each.running_mean is not None]
+    norms = [each for each in batch_norms(module) if each.running_mean is not None]
     if not norms:
         return ""
     before = _distance(module, original, data())
@@ -44,12 +45,6 @@ def measure_again(module: nn.Module, original: nn.Module, data: Callable[[], Ite
     return ""
 
 
-def _norms(module: nn.Module) -> list[nn.Module]:
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    return [each for each in module.modules() if isinstance(each, _BatchNorm)]
-
-
 def _collect(module: nn.Module, norms: list[nn.Module], data: Iterable[Inputs]) -> None:
     """Plain averages over all batches of more than one sample."""
     import torch
@@ -61,12 +56,7 @@ def _collect(module: nn.Module, norms: list[nn.Module], data: Iterable[Inputs]) 
     with torch.no_grad():
         for inputs in data:
             if all(value.shape[0] > 1 for value in inputs.values() if value.ndim):
-                _call(module, inputs)
-
-
-def _call(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    args, kwargs = bind_inputs(module, inputs)
-    return name_outputs(module(*args, **kwargs))
+                run_module(module, inputs)
 
 
 def _distance(module: nn.Module, original: nn.Module, data: Iterable[Inputs]) -> float:
@@ -76,7 +66,7 @@ def _distance(module: nn.Module, original: nn.Module, data: Iterable[Inputs]) ->
     error = size = 0.0
     with torch.no_grad():
         for inputs in data:
-            wanted, found = _call(original, inputs), _call(module, inputs)
+            wanted, found = call_module(original, inputs), call_module(module, inputs)
             for name, value in wanted.items():
                 if value.is_floating_point():
                     error += float((found[name] - value).double().square().sum())

@@ -13,6 +13,7 @@ import numpy as np
 from optkit.passes._prune.score import Scores
 from optkit.passes._prune.target import Counted
 from optkit.passes._prune.units import Group, Part
+from optkit.passes._torch_cost import counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -126,17 +127,8 @@ def unit_costs(
 
 def _uses(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, float]:
     """Layer -> multiplications for each element of its own weights, on these inputs."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from optkit.model.torch_call import bind_inputs
-    from optkit.passes._torch_cost import frozen
-
-    args, kwargs = bind_inputs(module, inputs)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), frozen(module), counter:
-        module(*args, **kwargs)
-    macs = {name.partition(".")[2]: sum(by.values()) / 2 for name, by in counter.get_flop_counts().items()}
+    flops = counted(module, inputs).get_flop_counts()
+    macs = {name.partition(".")[2]: sum(by.values()) / 2 for name, by in flops.items()}
     sizes = {
         name: sum(weight.numel() for weight in layer.parameters(recurse=False) if weight.dim() > 1)
         for name, layer in module.named_modules()

@@ -100,13 +100,12 @@ def _slopes(
     """
     import torch
 
-    from optkit.model.torch_call import bind_inputs, name_outputs
+    from optkit.model.torch_call import call_module
 
     spread: dict[str, float] = {}
     with _learning(list(weights.values())):
         for inputs in data:
-            args, kwargs = bind_inputs(module, inputs)
-            outputs = {k: v for k, v in name_outputs(module(*args, **kwargs)).items() if v.is_floating_point()}
+            outputs = {k: v for k, v in call_module(module, inputs).items() if v.is_floating_point()}
             if not any(each.requires_grad for each in outputs.values()):
                 raise PassError(
                     "The criterion taylor finds no output that weights move: they are integers, or forward runs without"
@@ -164,7 +163,7 @@ def _mean_inputs(module: nn.Module, layers: Sequence[str], data: Iterable[Inputs
     """Layer -> mean absolute value of each channel of its first input, added up over the data."""
     import torch
 
-    from optkit.model.torch_call import bind_inputs
+    from optkit.model.torch_call import run_module
 
     totals: dict[str, Tensor] = {}
 
@@ -178,8 +177,7 @@ def _mean_inputs(module: nn.Module, layers: Sequence[str], data: Iterable[Inputs
     try:
         with torch.no_grad():
             for inputs in data:
-                args, kwargs = bind_inputs(module, inputs)
-                module(*args, **kwargs)
+                run_module(module, inputs)
     finally:
         for hook in hooks:
             hook.remove()

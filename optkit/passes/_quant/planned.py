@@ -93,6 +93,7 @@ def plan_static(model: Model, ctx: Context, manner: Manner) -> Plan:
     from optkit.passes._quant.flow import candidates
     from optkit.passes._quant.operators import auto_ops
     from optkit.passes._quant.prepare import FLOAT_FOLDER, prepare
+    from optkit.passes._quant.ranges import ranges_by
     from optkit.passes._quant.static import sizes_of, tensors_of
 
     prepared = prepare(model, ctx)
@@ -101,22 +102,14 @@ def plan_static(model: Model, ctx: Context, manner: Manner) -> Plan:
     chosen, everything = candidates(graph, ops, (), manner.exclude), candidates(graph, ops).names
     if not any(node.op_type in WEIGHTED and node.name in chosen.names for node in graph):
         return Plan([], model, chosen.skipped)
-    found = _measured(prepared, tensors_of(graph, everything, chosen.names), ctx, manner)
+    tensors = tensors_of(graph, everything, chosen.names)
+    found = ranges_by(manner.calibration, manner.percentile, prepared.model, tensors, ctx)
     sizes = sizes_of(graph, everything, chosen.names, found)
     builder = _builder(model, prepared, chosen.names, sizes, found, ctx, manner)
     built = builder({}).model
     layers = _read(built, graph, found, builder.weights.reduce_range, correct_bias=manner.bias_correction)
     shutil.rmtree(ctx.workdir / FLOAT_FOLDER)
     return Plan(layers, built, chosen.skipped)
-
-
-def _measured(prepared: Prepared, tensors: dict[str, int | None], ctx: Context, manner: Manner) -> Activations:
-    from optkit.passes._quant.calibrators import calibrator
-    from optkit.passes._quant.ranges import recall
-
-    facts = {"calibration": manner.calibration, "percentile": manner.percentile}
-    data = ctx.batches("calibration")
-    return recall(prepared.model, tensors, ctx, data, lambda: calibrator(manner.calibration, manner.percentile), facts)
 
 
 def _builder(

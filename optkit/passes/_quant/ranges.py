@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optkit.passes._quant.calibrators import Bounds, Floats, Range
+from optkit.passes._quant.calibrators import Bounds, Calibration, Floats, Range
 from optkit.passes._quant.stream import stream
 
 if TYPE_CHECKING:
@@ -76,6 +76,17 @@ def recall(
         name: Activation(**{**found, "bounds": tuple(found["bounds"]), "seen": tuple(found["seen"])})
         for name, found in ctx.remember(known, measured).items()
     }
+
+
+def ranges_by(
+    calibration: Calibration, percentile: float, model: Model, tensors: Mapping[str, int | None], ctx: Context
+) -> Activations:
+    """As ``recall``, on split calibration, by a calibrator that passes name."""
+    from optkit.passes._quant.calibrators import calibrator
+
+    facts = {"calibration": calibration, "percentile": percentile}
+    data = ctx.batches("calibration")
+    return recall(model, tensors, ctx, data, lambda: calibrator(calibration, percentile), facts)
 
 
 def measure(

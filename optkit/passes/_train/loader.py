@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.data.dataset import Array, Arrays, Batch, Dataset
+from optkit.data.dataset import Array, Arrays, Batch, Dataset, take
 from optkit.errors import PassError
 from optkit.model.signature import Signature
 from optkit.model.torch_call import to_tensor
@@ -158,10 +158,7 @@ class Loader:
 
 def trimmed(batch: Batch, axes: Mapping[str, int | None]) -> Arrays:
     """The inputs without padding rows."""
-    return {
-        name: array if (axis := axes.get(name)) is None else array[(slice(None),) * axis + (slice(batch.size),)]
-        for name, array in batch.inputs.items()
-    }
+    return {name: take(array, axes.get(name), slice(batch.size)) for name, array in batch.inputs.items()}
 
 
 def join(pieces: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optkit.errors import OptkitError, PassError
 from optkit.model.load_torch import first_line
-from optkit.model.torch_call import bind_inputs, name_outputs
+from optkit.model.torch_call import name_outputs, run_module
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,9 +26,8 @@ def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         PassError: the module, which is in train mode, fails.
     """
-    args, kwargs = bind_inputs(module, inputs)
     try:
-        found = module(*args, **kwargs)
+        found = run_module(module, inputs)
     except Exception as error:  # the model's code raises anything
         if not module.training or isinstance(error, OptkitError):
             raise
