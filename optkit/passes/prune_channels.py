@@ -99,8 +99,7 @@ class PruneChannels(Pass):
             kept, chosen = once(ctx, f"kept-{index}", partial(row.reach, self.target, part))
             decisions += chosen
             if kept:
-                work.take(row.groups, kept)
-                notes += work.settle() if self.criterion in FROM_DATA else []
+                notes += work.take(row.groups, kept, settle=self.criterion in FROM_DATA)
             notes += self._trained(work, index) if self.fine_tune else []
         return Outcome(
             work.save("model"),

@@ -102,7 +102,7 @@ def outputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
 def surgery(module: nn.Module, kept: Kept) -> list[Operation]:
     """The operations alone, without running anything."""
     operations: list[Operation] = []
-    for part, keep in _left(kept):
+    for part, keep in left(kept):
         size = len(keep)
         for name in part.names:
             path, _, tensor = name.rpartition(".")
@@ -115,7 +115,7 @@ def surgery(module: nn.Module, kept: Kept) -> list[Operation]:
     return [*operations, *_counted(kept)]
 
 
-def _left(kept: Kept) -> Iterable[tuple[Part, NDArray[np.int64]]]:
+def left(kept: Kept) -> Iterable[tuple[Part, NDArray[np.int64]]]:
     """Each dimension of each tensor once, with the indices that no group loses."""
     parts: dict[tuple[str, int], Part] = {}
     lost: dict[tuple[str, int], set[int]] = {}

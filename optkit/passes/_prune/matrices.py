@@ -31,7 +31,7 @@ def find_layers(
     module: nn.Module, exclude: Sequence[str], inputs: Inputs, samples: int
 ) -> tuple[list[Layer], list[tuple[str, str]], list[str]]:
     """What can be factorized, what cannot and why, and the names of all that was looked at. The module runs twice."""
-    named = {name: part for name, part in module.named_modules() if _is_layer(part)}
+    named = {name: part for name, part in module.named_modules() if is_layer(part)}
     reasons = {name: _refusal(module, part) for name, part in named.items()}
     reasons |= {name: EXCLUDED for name in named if excluded(name, exclude)}
     touched = _touched(module, [name for name, reason in reasons.items() if not reason], inputs)
@@ -45,13 +45,15 @@ def find_layers(
     return layers, [(name, reason) for name, reason in reasons.items() if reason], list(named)
 
 
-def _is_layer(part: nn.Module) -> bool:
+def is_layer(part: nn.Module) -> bool:
+    """Whether it is a linear layer, a convolution, or GPT-2's Conv1D."""
     from torch import nn
 
-    return isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or _is_conv1d(part)
+    return isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or is_conv1d(part)
 
 
-def _is_conv1d(part: nn.Module) -> bool:
+def is_conv1d(part: nn.Module) -> bool:
+    """Whether it is GPT-2's linear layer, whose weight is [inputs, outputs]."""
     return type(part).__name__ == "Conv1D" and getattr(part, "weight", None) is not None
 
 
@@ -88,7 +90,7 @@ def _of(part: nn.Module, name: str) -> Any:
 def matrix(layer: nn.Module) -> Tensor:
     """Its weight as float64[outputs, inputs]."""
     weight = layer.weight.detach().double()
-    return weight.T if _is_conv1d(layer) else weight.reshape(len(weight), -1)
+    return weight.T if is_conv1d(layer) else weight.reshape(len(weight), -1)
 
 
 def _sizes(layer: nn.Module) -> tuple[int, int]:
@@ -100,7 +102,7 @@ def rows_of(layer: nn.Module, output: Tensor) -> Tensor:
     """The output of a layer as [positions, outputs]."""
     from torch import nn
 
-    if isinstance(layer, nn.Linear) or _is_conv1d(layer):
+    if isinstance(layer, nn.Linear) or is_conv1d(layer):
         return output.detach().reshape(-1, output.shape[-1])
     channel = output.dim() - (layer.weight.dim() - 1)  # batches may be missing
     return output.detach().movedim(channel, -1).reshape(-1, output.shape[channel])

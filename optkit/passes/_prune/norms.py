@@ -31,13 +31,13 @@ def measure_again(module: nn.Module, original: nn.Module, data: Callable[[], Ite
     norms = [each for each in batch_norms(module) if each.running_mean is not None]
     if not norms:
         return ""
-    before = _distance(module, original, data())
+    before = output_error(module, original, data())
     kept = [(each, {name: value.clone() for name, value in each.named_buffers()}, each.momentum) for each in norms]
     _collect(module, norms, data())
     for each, _, momentum in kept:
         each.momentum = momentum
         each.eval()
-    after = _distance(module, original, data())
+    after = output_error(module, original, data())
     if after < before:
         return f"batch norms measured anew on calibration data: error of the outputs {before:.3g} -> {after:.3g}"
     for each, buffers, _ in kept:
@@ -59,7 +59,7 @@ def _collect(module: nn.Module, norms: list[nn.Module], data: Iterable[Inputs]) 
                 run_module(module, inputs)
 
 
-def _distance(module: nn.Module, original: nn.Module, data: Iterable[Inputs]) -> float:
+def output_error(module: nn.Module, original: nn.Module, data: Iterable[Inputs]) -> float:
     """Squared error of all float outputs over their own square, on all samples."""
     import torch
 

@@ -71,8 +71,13 @@ class Work:
         module = operate(shallow_copy(self.module), operations)
         return Trial(chosen, module, operations, cost(module, self.inputs, self.samples))
 
-    def take(self, groups: Sequence[Group], kept: Kept) -> None:
-        """Go on with no more than these units, after a proof that the others alone are gone.
+    def take(self, groups: Sequence[Group], kept: Kept, *, settle: bool) -> list[str]:
+        """Go on with no more than these units, after a proof that the others alone are gone; what else was done.
+
+        Args:
+            groups: of the module as it is.
+            kept: group -> units.
+            settle: fit the layers that read them and the batch norms to calibration data.
 
         Raises:
             PassError: what is left does not compute what the whole does with the others masked.
@@ -81,17 +86,22 @@ class Work:
 
         trial = self.trial(groups, kept)
         verify(self.module, trial.module, trial.kept, self.inputs)
-        self.module = trial.module
+        whole, self.module = self.module, trial.module
         self.operations += trial.operations
         self.left |= {name: len(units) for name, units in kept.items()}
+        return self._settled(whole, trial.kept) if settle else []
 
-    def settle(self) -> list[str]:
-        """Measure batch norms anew on calibration data; what was done."""
+    def _settled(self, whole: nn.Module, kept: list[tuple[Group, NDArray[np.int64]]]) -> list[str]:
+        from optkit.passes._prune.inputs_seen import SAMPLES
         from optkit.passes._prune.norms import measure_again
+        from optkit.passes._prune.refit import take_over
         from optkit.passes._prune.score_data import calibration
 
-        told = measure_again(self.module, self.ctx.load_torch(self.ctx.original), partial(calibration, self.ctx))
-        return [told] if told else []
+        original = self.ctx.load_torch(self.ctx.original)
+        data = partial(calibration, self.ctx, SAMPLES)
+        told = [take_over(whole, self.module, original, kept, data, self.ctx.seed)]
+        told.append(measure_again(self.module, original, partial(calibration, self.ctx)))
+        return [each for each in told if each]
 
     def save(self, folder: str, trial: Trial | None = None) -> Model:
         """Write it, or a trial of it, below the pass's own folder."""

@@ -28,8 +28,8 @@ DRAWS = 2
 NOT_READ = "no layer that reads it with weights was seen to run"
 
 
-def calibration(ctx: Context) -> Iterator[dict[str, Tensor]]:
-    """Inputs by name of at most ``SAMPLES`` calibration samples without padding, ``PIECE`` or fewer at a time.
+def calibration(ctx: Context, samples: int = SAMPLES) -> Iterator[dict[str, Tensor]]:
+    """Inputs by name of at most so many calibration samples without padding, ``PIECE`` or fewer at a time.
 
     A model with a fixed batch gets whole batches.
     """
@@ -39,7 +39,7 @@ def calibration(ctx: Context) -> Iterator[dict[str, Tensor]]:
     signature = ctx.original.signature
     axes = signature.batch_axes()
     length = signature.fixed_batch() or PIECE
-    for arrays, size in unpadded(ctx.batches("calibration"), signature, SAMPLES):
+    for arrays, size in unpadded(ctx.batches("calibration"), signature, samples):
         for start in range(0, size, length):
             some = {name: take(array, axes.get(name), slice(start, start + length)) for name, array in arrays.items()}
             yield {name: to_tensor(name, array, signature.input(name).dtype) for name, array in some.items()}

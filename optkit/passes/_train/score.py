@@ -23,16 +23,17 @@ ONE_SIDED = 1.645
 
 @dataclass(frozen=True)
 class Score:
-    """By the task metric, else by likeness to the original."""
+    """By the task metric, else by how often class and original's are the same, else by likeness to the original."""
 
     metric: str
-    """Its name; ``cosine`` where there is none."""
+    """Its name; ``agreement`` or ``cosine`` where there is none."""
     value: float
     rank: tuple[float, float]
     """Greater is better: the value in its better direction; where equal, the likeness. Outputs that are not even finite
     come last."""
     slack: float = 0.0
-    """Standard error of the value, from the paired bootstrap against the original: less is no difference."""
+    """Standard error of the value, of a metric from the paired bootstrap against the original: less is no
+    difference."""
 
     def better(self, kept: Score, top: float) -> bool:
         """Whether these weights should be kept in the place of others.
@@ -63,11 +64,21 @@ def score_of(verdict: Verdict) -> Score:
     if verdict.problems:
         return Score("cosine", likeness, (-math.inf, likeness))
     if not verdict.metrics or not math.isfinite(verdict.metrics[0].result):
-        return Score("cosine", likeness, (likeness, 0.0))
+        return _by_class(verdict, likeness) or Score("cosine", likeness, (likeness, 0.0))
     found = verdict.metrics[0]
     value = float(found.result)
     slack = max(0.0, (found.bound - found.drop) / ONE_SIDED)
     return Score(found.name, value, (value if found.better == "higher" else -value, likeness), slack)
+
+
+def _by_class(verdict: Verdict, likeness: float) -> Score | None:
+    """By the output with class scores whose class is least often the original's."""
+    found = [(each.top1, each.rows) for each in verdict.outputs if each.top1 is not None and each.rows]
+    if not found:
+        return None
+    share, rows = min(found)
+    smoothed = (share * rows + 1) / (rows + 2)
+    return Score("agreement", share, (share, likeness), math.sqrt(smoothed * (1 - smoothed) / rows))
 
 
 def _likeness(verdict: Verdict) -> float:

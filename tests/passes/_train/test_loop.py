@@ -79,10 +79,10 @@ def outputs(ctx: StepContext, module: nn.Module):  # type: ignore[no-untyped-def
         yield {name: value.numpy() for name, value in found.items()}
 
 
-def test_without_a_metric_the_likeness_to_the_original_decides(tmp_path: Path) -> None:
+def test_without_a_metric_the_agreement_with_the_original_decides(tmp_path: Path) -> None:
     ctx = context(tmp_path, metric=None)
     trained = train(shaken(ctx), ctx, plain_loss, stage="a", steps=8)
-    assert trained.metric == "cosine"
+    assert trained.metric == "agreement"
     assert 0.5 < trained.before <= trained.after <= 1
 
 
