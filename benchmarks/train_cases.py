@@ -183,7 +183,7 @@ def efficientnet() -> Case:
     rest = ["export-onnx", "simplify", "fuse-graph", "tune-session"]
     common = {
         "version": 1,
-        "outputs": {"output": {"classes": True}},
+        "outputs": {"output_0": {"classes": True}},
         "train": {"batch": 16, "learning_rate": 0.0002, "steps": 400, "patience": 40},
     }
     return Case(

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also run as a script
 
-from sample_models.download import MNIST, fetch  # noqa: E402
-from sample_models.models import MnistCnn  # noqa: E402
+from sample_models.download import MNIST, fetch
+from sample_models.models import MnistCnn
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = "mnist_cnn.safetensors"
