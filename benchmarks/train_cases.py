@@ -175,7 +175,8 @@ def efficientnet() -> Case:
         data={
             "train": saved("efficientnet", "train", {"image": views}),
             "calibration": saved("efficientnet", "calibration-train", {"image": views[some]}),
-            "evaluation": saved("efficientnet", "choice", {"image": images.other_photos(24)}),
+            "search": saved("efficientnet", "search", {"image": images.other_photos(24)}),
+            "evaluation": saved("efficientnet", "choice", {"image": images.other_photos(4)}),
         },
     )
     prune = {"prune-channels": {"target": {"latency": 0.7}, "fine_tune": False}}

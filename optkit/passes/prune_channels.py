@@ -27,9 +27,10 @@ class PruneChannels(Pass):
     """Take channels, features and attention heads out of a torch model.
 
     ``Conv(3, 64) -> BatchNorm(64) -> Conv(64, 128)`` becomes ``Conv(3, 40) -> BatchNorm(40) -> Conv(40, 128)``: the
-    tensors are really smaller, so that every engine is faster. What goes is what matters least for what it costs; then
-    the rest is trained to make up for it (Li et al. 2017, "Pruning Filters for Efficient ConvNets"; Fang et al. 2023,
-    "DepGraph: Towards Any Structural Pruning").
+    tensors are really smaller, so that every engine is faster. What goes is what matters least for what it costs. With
+    a criterion that looks at data, the layers that read it take over what the rest can tell of it, by least squares;
+    then the rest is trained (Li et al. 2017, "Pruning Filters for Efficient ConvNets"; He et al. 2017, "Channel Pruning
+    for Accelerating Very Deep Neural Networks"; Fang et al. 2023, "DepGraph: Towards Any Structural Pruning").
     """
 
     forms: ClassVar[Mapping[Form, Form]] = {"torch": "torch"}

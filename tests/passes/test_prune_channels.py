@@ -272,6 +272,12 @@ def test_every_round_prunes_a_part_and_trains(tmp_path, tuned):
     assert {name: int(what.split(" -> ")[0]) for name, what in outcome.changes}.items() <= CNN.items()
 
 
+@pytest.mark.parametrize(("criterion", "fitted"), [("taylor", 1), ("activation", 1), ("magnitude", 0)])
+def test_with_data_the_readers_take_over_what_was_pruned(tmp_path, criterion, fitted):
+    notes = prune(tmp_path, target={"macs": 0.3}, multiple=1, criterion=criterion).notes
+    assert sum("took over what the pruned units gave" in note for note in notes) == fitted
+
+
 def test_a_target_out_of_reach_is_refused_before_any_training(tmp_path, tuned):
     with pytest.raises(PassError, match=r"0\.2 of the MACs cannot be reached: the least is 0\.258"):
         prune(tmp_path, target={"macs": 0.2}, rounds=3, min_share=0.5, fine_tune=True)

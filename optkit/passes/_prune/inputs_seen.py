@@ -47,10 +47,11 @@ class Seen:
         import torch
 
         read = columns(layer, args[0].detach()) if args and not self.strange else None
-        given = rows_of(layer, output)
+        given = rows_of(layer, output).float()
         if read is None or len(read) != len(given):
             self.strange = True
             return
+        read = read.float()
         wanted = self.quota * len(args[0])
         if len(read) > wanted:
             some = torch.randperm(len(read), generator=self.random)[:wanted]
@@ -61,9 +62,12 @@ class Seen:
         self.square[self.half] += (read.T @ read).double()
 
     def _alike(self, read: Tensor, given: Tensor) -> bool:
+        import torch
+
         bias = 0 if self.layer.bias is None else self.layer.bias.detach().double()
         found = read.double() @ self.matrix.T + bias
-        return bool((found - given).abs().max() <= ALIKE * max(float(found.abs().max()), 1e-6))
+        tolerance = max(ALIKE, 4 * torch.finfo(self.layer.weight.dtype).eps)
+        return bool((found - given).abs().max() <= tolerance * max(float(found.abs().max()), 1e-6))
 
     def mean(self, *halves: int) -> Tensor:
         """float64[inputs] of these halves."""

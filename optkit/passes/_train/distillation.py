@@ -107,7 +107,7 @@ def lesson(
         maps = None
         if "hidden" in weights:
             _require_layers(pairs)
-            maps = projections(pairs, mine, theirs, ctx.seed)
+            maps = projections(pairs, mine, theirs)
             terms["hidden"] = _hidden(pairs, maps, mine, theirs)
         if "attention" in weights:
             terms["attention"] = _attention(student, teacher, inputs, pairs, stack)

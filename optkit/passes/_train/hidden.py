@@ -17,6 +17,8 @@ from optkit.passes._train.losses import row_distance
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+RIDGE = 1e-3
+"""Weight of the map itself when it is fitted, as a share of the states' mean square."""
 Pairs = Mapping[str, str]
 """Name of a module of the student -> of the teacher's that it learns from."""
 Pick = Callable[[Any], "Tensor | None"]
@@ -120,9 +122,10 @@ def tapped(module: nn.Module, names: Sequence[str], pick: Pick = first_tensor) -
             handle.remove()
 
 
-def projections(pairs: Pairs, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], seed: int) -> nn.ModuleDict:
+def projections(pairs: Pairs, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> nn.ModuleDict:
     """A linear map for each pair whose widths differ, by the student's name with dots as slashes.
 
+    They begin as what fits these states best: from a random map the student would first have to unlearn what it knows.
     Sources: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", equation 3 (convolutions of one pixel); Jiao et
     al. 2020, "TinyBERT", equation 8.
 
@@ -134,7 +137,6 @@ def projections(pairs: Pairs, mine: Mapping[str, Tensor], theirs: Mapping[str, T
 
     made = nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         for student, teacher in pairs.items():
             state, aim = (states.get(name) for states, name in ((mine, student), (theirs, teacher)))
             if state is None or aim is None or _last(state).shape[:-1] != _last(aim).shape[:-1]:
@@ -142,7 +144,18 @@ def projections(pairs: Pairs, mine: Mapping[str, Tensor], theirs: Mapping[str, T
             narrow, wide = _last(state).shape[-1], _last(aim).shape[-1]
             if narrow != wide:
                 made[key_of(student)] = nn.Linear(narrow, wide, bias=False)
+                made[key_of(student)].weight.data.copy_(_fitting(_last(state), _last(aim)))
     return made
+
+
+def _fitting(state: Tensor, aim: Tensor) -> Tensor:
+    """[wide, narrow]: the map whose images of the rows of ``state`` have the least squared distance from ``aim``'s."""
+    import torch
+
+    rows, aims = (each.detach().double().flatten(0, -2) for each in (state, aim))
+    square = rows.T @ rows
+    damping = RIDGE * float(square.diagonal().mean()) + 1e-12
+    return torch.linalg.solve(square + damping * torch.eye(len(square), dtype=square.dtype), rows.T @ aims).T
 
 
 def key_of(name: str) -> str:

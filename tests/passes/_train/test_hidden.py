@@ -67,15 +67,22 @@ def test_projections_only_where_widths_differ() -> None:
     mine = {"a.0": torch.rand(2, 5, 4), "b": torch.rand(2, 6, 3, 3)}
     theirs = {"x": torch.rand(2, 5, 4), "y": torch.rand(2, 8, 3, 3)}
     pairs = {"a.0": "x", "b": "y"}
-    maps = projections(pairs, mine, theirs, seed=0)
+    maps = projections(pairs, mine, theirs)
     assert list(maps) == ["b"]
     assert tuple(maps["b"].weight.shape) == (8, 6)
-    assert maps["b"].weight.equal(projections(pairs, mine, theirs, seed=0)["b"].weight)
+    assert maps["b"].weight.equal(projections(pairs, mine, theirs)["b"].weight)
     loss = hidden_loss(pairs, maps, mine, theirs, None)
     convolved = nn.functional.conv2d(mine["b"], maps["b"].weight[:, :, None, None])
     rows = [each.permute(0, 2, 3, 1) for each in (convolved, theirs["y"])]
     expected = (row_distance(mine["a.0"], theirs["x"]) + row_distance(*rows)) / 2
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+def test_projections_begin_as_what_fits_best() -> None:
+    torch.manual_seed(0)
+    state, turn = torch.randn(2, 50, 4), torch.randn(7, 4)
+    made = projections({"a": "b"}, {"a": state}, {"b": state @ turn.T})["a"].weight
+    torch.testing.assert_close(made, turn, rtol=0, atol=0.02)
 
 
 def test_masked_tokens_do_not_count() -> None:
@@ -91,7 +98,7 @@ def test_masked_tokens_do_not_count() -> None:
 def test_other_tokens_are_refused(mine: torch.Tensor | None, told: str) -> None:
     given = {} if mine is None else {"a": mine}
     with pytest.raises(PassError, match=told):
-        projections({"a": "b"}, given, {"b": torch.rand(2, 5, 4)}, 0)
+        projections({"a": "b"}, given, {"b": torch.rand(2, 5, 4)})
 
 
 def test_names_are_checked() -> None:
