@@ -292,7 +292,7 @@ def test_named_layers_of_other_widths_are_projected(code: Path, tmp_path: Path) 
     assert outcome.changes[1] == ("net.2", "learns from the original's classifier.2")
     told = next(note for note in outcome.notes if note.startswith("losses")).split("hidden ")[1]
     before, after = map(float, told.split(" -> "))
-    assert after < 0.8 * before
+    assert after < 0.9 * before
 
 
 def test_a_layer_that_is_not_there_gets_a_suggestion(code: Path, tmp_path: Path) -> None:
