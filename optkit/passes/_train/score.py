@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optkit.data.dataset import Array, Arrays
-from optkit.model.manifest import Verdict
+from optkit.model.manifest import OutputFidelity, Verdict
 from optkit.model.torch_call import to_tensor
 from optkit.passes._base import Context
 from optkit.passes._train.losses import call
@@ -82,11 +82,18 @@ def _by_class(verdict: Verdict, likeness: float) -> Score | None:
 
 
 def _likeness(verdict: Verdict) -> float:
-    """Of the worst output: mean cosine, or the share of equal elements; -1 for what cannot be compared at all."""
+    """Of the worst output: mean cosine, of class scores the mean of that and the share of the same classes, or the
+    share of equal elements; -1 for what cannot be compared at all."""
     if verdict.problems:
         return -1.0
-    found = [next((x for x in (each.cosine, each.equal) if x is not None), None) for each in verdict.outputs]
+    found = [_alike(each) for each in verdict.outputs]
     return float(min((x for x in found if x is not None and math.isfinite(x)), default=-1.0))
+
+
+def _alike(output: OutputFidelity) -> float | None:
+    if output.cosine is None:
+        return output.equal
+    return output.cosine if output.top1 is None else (output.cosine + output.top1) / 2
 
 
 def _outputs(module: nn.Module, ctx: Context, device: str) -> Iterator[Arrays]:
