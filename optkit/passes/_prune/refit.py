@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Solution = tuple[Tensor, Tensor | None]
 
-WIDEST = 4608
+WIDEST = 8192
 """Inputs of a layer (channels x kernel), at most."""
 DAMPINGS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 """Weight of the change itself, as a share of the inputs' mean square; each layer takes what suits unseen rows best."""
