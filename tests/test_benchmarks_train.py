@@ -11,11 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks import train, train_cases
+from benchmarks import scores, train, train_cases
 from benchmarks.results import AtPoint
 from benchmarks.train import CaseResult, Row, TrainResults
 from benchmarks.train_cases import Goal
 from optkit.model.manifest import Environment, MetricResult, Ratio
+from tests import zoo
 
 POINTS = ({"batch": 64},)
 
@@ -120,16 +121,30 @@ def test_the_same_sentence_is_found_however_it_is_written() -> None:
     assert train_cases._plain("It's  GOOD, really!") == train_cases._plain("its good really")
 
 
-def test_views_of_a_photo_are_seeded_and_as_the_model_wants_them(
+def test_views_to_train_on_are_seeded_and_not_those_that_are_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_cases, "VIEWS", 3)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
-    views = train_cases._crops(tmp_path / "photo.png", 1)
-    assert views.shape == (3, 3, 224, 224) and views.dtype == np.float32
-    assert abs(views).max() <= 1 and len({view.tobytes() for view in views}) == 3
-    np.testing.assert_array_equal(views, train_cases._crops(tmp_path / "photo.png", 1))
+    photo = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(photo)
+    other = np.ones((2, 3, 224, 224), np.float32)
+    np.savez(tmp_path / "other.npz", image=other)
+    monkeypatch.setattr(zoo, "calibration_photos", lambda: tmp_path)
+    views = train_cases._views([photo])
+    assert views.shape == (5, 3, 224, 224) and views.dtype == np.float32
+    assert abs(views).max() <= 1 and len({view.tobytes() for view in views}) == 4
+    np.testing.assert_array_equal(views, train_cases._views([photo]))
+    np.testing.assert_array_equal(views[3:], other)
+    judged = {view.tobytes() for number in range(20) for view in zoo.photo_views(photo, number, 3)}
+    assert not judged & {view.tobytes() for view in views}
+
+
+def test_new_photos_are_scored_apart() -> None:
+    wanted, found = np.eye(4)[[0, 1, 2, 3]], np.eye(4)[[0, 1, 3, 3]]
+    score = scores.photos("y", np.array([0, 0, 2, 3]), np.array([False, False, True, True]))
+    result = score([{"y": wanted[:2]}, {"y": wanted[2:]}], [{"y": found[:2]}, {"y": found[2:]}])
+    assert result == {"agreement": 0.75, "top1": 0.5, "agreement, new photos": 0.5}
 
 
 def test_optkit_is_asked_as_a_user_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,9 @@ def fit(model, loader, steps, callback):
     file = tmp_path / "mine.py"
     assert lines[0] == f"error: The training function {file}:fit failed:"
     frames = [line.strip() for line in lines if line.startswith("  File ")]
-    forward = f'File "{SAMPLES / "models.py"}", line 61, in forward'
+    source = (SAMPLES / "models.py").read_text().splitlines()
+    line = 1 + next(at for at, text in enumerate(source) if "self.layers(image)" in text)
+    forward = f'File "{SAMPLES / "models.py"}", line {line}, in forward'
     assert frames == [f'File "{file}", line 8, in fit', f'File "{file}", line 3, in deeper', forward]
     assert any(line.startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied") for line in lines)
     assert lines[-1] == "Fix: mend the function"
