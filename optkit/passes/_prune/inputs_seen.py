@@ -46,10 +46,13 @@ class Seen:
         """Take note of some rows of a call."""
         import torch
 
-        read = columns(layer, args[0].detach()) if args and not self.strange else None
-        given = rows_of(layer, output).float()
-        if read is None or len(read) != len(given):
+        plain = all(isinstance(each, torch.Tensor) for each in (*args[:1], output))
+        read = columns(layer, args[0].detach()) if args and plain and not self.strange else None
+        given = rows_of(layer, output).float() if plain else None
+        if read is None or given is None or len(read) != len(given):
             self.strange = True
+            return
+        if not len(read):
             return
         read = read.float()
         wanted = self.quota * len(args[0])

@@ -54,7 +54,8 @@ def is_layer(part: nn.Module) -> bool:
 
 def is_conv1d(part: nn.Module) -> bool:
     """Whether it is GPT-2's linear layer, whose weight is [inputs, outputs]."""
-    return type(part).__name__ == "Conv1D" and getattr(part, "weight", None) is not None
+    weight = getattr(part, "weight", None)
+    return type(part).__name__ == "Conv1D" and weight is not None and weight.dim() == 2
 
 
 def _refusal(module: nn.Module, part: nn.Module) -> str:

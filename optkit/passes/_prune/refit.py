@@ -104,10 +104,14 @@ def _readers(whole: nn.Module, kept: Kept) -> Iterator[Reader]:
     """Linear layers and convolutions without groups that lost inputs, and whose weights are theirs alone."""
     parts = [(part, keep) for part, keep in left(kept) if part.tensor.endswith(".weight") and len(part.names) == 1]
     outputs = {part.tensor: keep for part, keep in parts if part.role != "in"}
+    vectors = [id(each) for name, each in whole.named_parameters(remove_duplicate=False) if name.endswith("bias")]
     for part, keep in parts:
         name = part.tensor.removesuffix(".weight")
         layer = whole.get_submodule(name)
         if part.role != "in" or not is_layer(layer) or getattr(layer, "groups", 1) != 1:
+            continue
+        read_elsewhere = part.dim != (0 if is_conv1d(layer) else 1) or vectors.count(id(layer.bias)) > 1
+        if read_elsewhere or not layer.weight.is_floating_point():
             continue
         columns = matrix(layer).shape[1]
         if columns <= WIDEST:

@@ -36,7 +36,7 @@ class Trained:
     after: float
     """Score of the weights that were kept."""
     metric: str
-    """The task metric, or ``cosine``: mean likeness of the worst output to the original."""
+    """The task metric; else ``agreement`` of the class with the original's, or ``cosine``: see ``score``."""
     notes: tuple[str, ...] = ()
 
     def told(self) -> str:

@@ -63,9 +63,11 @@ def score_of(verdict: Verdict) -> Score:
     likeness = _likeness(verdict)
     if verdict.problems:
         return Score("cosine", likeness, (-math.inf, likeness))
-    if not verdict.metrics or not math.isfinite(verdict.metrics[0].result):
+    if not verdict.metrics:
         return _by_class(verdict, likeness) or Score("cosine", likeness, (likeness, 0.0))
     found = verdict.metrics[0]
+    if not math.isfinite(found.result):
+        return Score(found.name, float(found.result), (-math.inf, likeness))
     value = float(found.result)
     slack = max(0.0, (found.bound - found.drop) / ONE_SIDED)
     return Score(found.name, value, (value if found.better == "higher" else -value, likeness), slack)

@@ -119,6 +119,29 @@ def test_layers_that_do_something_else_and_too_few_data_change_nothing():
         assert torch.equal(changed[1].weight, whole[1].weight[:, :3])
 
 
+class Shared(nn.Module):
+    """``b`` reads with its weight twice, ``c`` and ``d`` share a bias, ``e`` gets no rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(5, 8), *(nn.Linear(8, 6) for _ in range(4)))
+        self.c.bias = self.d.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        flow = self.a(input)
+        return self.b(flow) @ self.b.weight.sum(1) + (self.c(flow) - self.d(flow) + self.e(flow[:0]).sum()).sum(1)
+
+
+def test_shared_weights_and_layers_without_rows_are_left_alone():
+    torch.manual_seed(0)
+    whole, data = Shared().eval(), batches(5)
+    group = find_groups(whole, data[0]).groups[0]
+    kept = [(group, np.arange(group.units - 1))]
+    changed = operate(shallow_copy(whole), cut(whole, kept, data[0]))
+    take_over(whole, changed, whole, kept, lambda: data, 0)
+    assert changed.c.bias is changed.d.bias
+
+
 def test_what_brings_nothing_nearer_is_taken_back():
     whole = repeated(nn.Linear(5, 4), nn.Linear(4, 3))
     data = batches(5)
